@@ -1,0 +1,1 @@
+"""The root helper. Only `helper.wire` may be imported from outside this package."""
