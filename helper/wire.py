@@ -6,8 +6,8 @@ is a `WireError`; there is no recovery and no optional field. `PROTOCOL.md` is t
 """
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 VERSION = 1
 MAGIC = b"TLHD"
@@ -79,15 +79,13 @@ class Stage(IntEnum):
 FLAG_STDIN = 1  # START: make a stdin pipe and hand over its write end; else /dev/null
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     type: Type
     request_id: int
     fd_count: int
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """A job as the api may ask for it. `tag` is opaque to the helper and comes back in ADOPT."""
 
     tag: bytes
@@ -99,16 +97,14 @@ class Start:
     flags: int
 
 
-@dataclass(frozen=True)
-class Welcome:
+class Welcome(NamedTuple):
     live_jobs: int  # as many ADOPT messages follow
     max_jobs: int
     missing_controllers: bytes  # comma-separated
     profiles: bytes  # comma-separated, the default first
 
 
-@dataclass(frozen=True)
-class Exited:
+class Exited(NamedTuple):
     """Facts attested by the helper, read before the cgroup was removed."""
 
     handle: int
@@ -339,7 +335,7 @@ def unpack_error(payload: bytes) -> tuple[Stage, int, str]:
 
 def pack_exited(facts: Exited) -> bytes:
     """An event: its request id is 0."""
-    return pack(Type.EXITED, 0, _EXITED.pack(*vars(facts).values()))
+    return pack(Type.EXITED, 0, _EXITED.pack(*facts))
 
 
 def unpack_exited(payload: bytes) -> Exited:
