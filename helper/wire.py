@@ -1,26 +1,23 @@
-"""The wire between the api and the root helper: headers, fields, bounds. Imports nothing of ours.
+"""The wire between the api and the root helper: message types, fields, bounds. Imports nothing of ours.
 
-One SOCK_SEQPACKET datagram is one message: a fixed header, then a payload of fixed little-endian
-integers and byte strings, each string a u32 count, its bytes and a terminating NUL. Anything else
-is a `WireError`; there is no recovery and no optional field. `PROTOCOL.md` is the reference.
+One SOCK_SEQPACKET datagram is one message: a fixed header, then the fields that LAYOUT names for its
+type, little-endian. Anything else is a `WireError`; there is no recovery and no optional field.
+`PROTOCOL.md` is the reference.
 """
 
 import struct
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 VERSION = 1
 MAGIC = b"TLHD"
 MAX_MESSAGE = 64 * 1024  # bytes, header included
-MAX_ARGS = 1024
-MAX_ENV = 1024
-MAX_STRING = 32 * 1024
-MAX_LIMITS = 32
+MAX_COUNT = 1024  # strings in a list, limits
+MAX_STRING = 32 * 1024  # bytes
 MAX_TEXT = 1024  # bytes of an error's message
 MAX_FDS = 4  # stdout, stderr, cgroup directory, stdin
-TAG_BYTES = 16
-
-HEADER = struct.Struct("<4sBBBBII")  # magic, version, type, fd count, zero, request id, length
+MAX_SIGNAL = 64
+FLAG_STDIN = 1  # START: make a stdin pipe and hand over its write end; else /dev/null
 
 
 class WireError(Exception):
@@ -62,9 +59,9 @@ class Limit(IntEnum):
 class Stage(IntEnum):
     """Where a request failed; with an errno it is the whole story of an ERROR."""
 
-    REQUEST = 1  # the request was understood and refused
+    REQUEST = 1  # understood and refused
     POLICY = 2
-    LIMIT = 3  # a limit over its maximum, or one that cannot be enforced here
+    LIMIT = 3  # over its maximum, or not to be enforced here
     CAPACITY = 4  # too many jobs, or starts too fast
     CGROUP = 5
     CLONE = 6
@@ -76,270 +73,129 @@ class Stage(IntEnum):
     NO_SUCH_JOB = 12
 
 
-FLAG_STDIN = 1  # START: make a stdin pipe and hand over its write end; else /dev/null
-
-
-class Header(NamedTuple):
-    type: Type
-    request_id: int
-    fd_count: int
-
-
-class Start(NamedTuple):
-    """A job as the api may ask for it. `tag` is opaque to the helper and comes back in ADOPT."""
-
-    tag: bytes
-    argv: tuple[bytes, ...]
-    env: tuple[bytes, ...]  # NAME=value
-    cwd: bytes  # empty: the policy's default
-    profile: bytes  # empty: the policy's default
-    limits: tuple[tuple[Limit, int], ...]
-    flags: int
-
-
-class Welcome(NamedTuple):
-    live_jobs: int  # as many ADOPT messages follow
-    max_jobs: int
-    missing_controllers: bytes  # comma-separated
-    profiles: bytes  # comma-separated, the default first
-
-
-class Exited(NamedTuple):
-    """Facts attested by the helper, read before the cgroup was removed."""
-
-    handle: int
-    exit_code: int  # of the main process; 0 when a signal ended it
-    signal: int  # 0 when it exited
-    oom_kills: int  # memory.events oom_kill; 0 without the memory controller
-    user_usec: int
-    system_usec: int
-    max_rss_bytes: int
-    cgroup_usage_usec: int
-    memory_peak_bytes: int  # 0 without the memory controller
-    killed: int  # 1 when the helper killed it (KILL, limits, shutdown)
-
-
-_EXITED = struct.Struct("<QIIQQQQQQI")
-_U64 = struct.Struct("<Q")
-_U32 = struct.Struct("<I")
-_SIGNAL = struct.Struct("<QI")
-_STARTED = struct.Struct("<QI")
-_WELCOME = struct.Struct("<II")
-_ERROR = struct.Struct("<HHi")
+# Field codes: Q u64, I u32, i i32; T a job's tag, 16 bytes opaque to the helper, back in ADOPT;
+# s a string: u32 count, bytes, NUL; A a u32 count of strings; L a u32 count of limits: u32, u64.
+LAYOUT = {
+    Type.HELLO: "",
+    Type.START: "tag:T flags:I profile:s cwd:s argv:A env:A limits:L",
+    Type.SIGNAL: "handle:Q signal:I",
+    Type.KILL: "handle:Q",
+    Type.RELEASE: "handle:Q",
+    Type.SHUTDOWN: "",
+    Type.WELCOME: "live_jobs:I max_jobs:I missing_controllers:s profiles:s",
+    Type.STARTED: "handle:Q uid:I",
+    Type.DONE: "",
+    Type.ERROR: "stage:I errno:i text:s",
+    Type.EXITED: "handle:Q exit_code:I signal:I oom_kills:Q user_usec:Q system_usec:Q max_rss_bytes:Q"
+    " cgroup_usec:Q memory_peak_bytes:Q killed:I",
+    Type.ADOPT: "handle:Q uid:I tag:T",
+}
+_HEADER = struct.Struct("<4sBBBBII")  # magic, version, type, fd count, zero, request id, length
+_FIXED = {"Q": struct.Struct("<Q"), "I": struct.Struct("<I"), "i": struct.Struct("<i"), "T": struct.Struct("16s")}
 _LIMIT = struct.Struct("<IQ")
 
 
-class Reader:
-    """Takes fields off a payload; every read is bounds-checked, `end` refuses trailing bytes."""
+class Message(NamedTuple):
+    """A message off the wire: `fields` has exactly the names of its type's LAYOUT."""
+
+    type: Type
+    request_id: int
+    fd_count: int
+    fields: dict[str, Any]
+
+
+class Start(NamedTuple):
+    """START's fields: a job as the api may ask for it."""
+
+    tag: bytes
+    flags: int
+    profile: bytes  # empty: the policy's first
+    cwd: bytes  # absolute; empty: /
+    argv: list[bytes]
+    env: list[bytes]  # NAME=value
+    limits: dict[Limit, int]
+
+
+def _string(value: bytes) -> bytes:
+    if b"\0" in value or len(value) > MAX_STRING:
+        raise WireError(f"a NUL byte inside a string, or over {MAX_STRING} bytes")
+    return _FIXED["I"].pack(len(value)) + value + b"\0"
+
+
+def _encode(code: str, value: Any) -> bytes:
+    if code in _FIXED:
+        return _FIXED[code].pack(value)
+    if code == "s":
+        return _string(value)
+    if len(value) > MAX_COUNT:
+        raise WireError(f"{len(value)} items; the bound is {MAX_COUNT}")
+    items = map(_string, value) if code == "A" else (_LIMIT.pack(*item) for item in value.items())
+    return _FIXED["I"].pack(len(value)) + b"".join(items)
+
+
+def pack(kind: Type, request_id: int, fd_count: int = 0, **fields: Any) -> bytes:
+    """One datagram; `fields` in any order. Raises WireError when a bound would be passed."""
+    names = [part.split(":") for part in LAYOUT[kind].split()]
+    payload = b"".join(_encode(code, fields.pop(name)) for name, code in names)
+    if fields or _HEADER.size + len(payload) > MAX_MESSAGE:
+        raise WireError(f"unknown fields, or a message of over {MAX_MESSAGE} bytes")
+    return _HEADER.pack(MAGIC, VERSION, kind, fd_count, 0, request_id, len(payload)) + payload
+
+
+class _Reader:
+    """Takes fields off a payload; every read is checked against what is left."""
 
     def __init__(self, payload: bytes) -> None:
-        self._payload = payload
-        self._at = 0
+        self.rest = memoryview(payload)
 
-    def fixed(self, layout: struct.Struct) -> tuple[int, ...]:
+    def fixed(self, layout: struct.Struct) -> tuple[Any, ...]:
         return layout.unpack(self.raw(layout.size))
 
     def raw(self, size: int) -> bytes:
-        if size > len(self._payload) - self._at:
+        if size > len(self.rest):
             raise WireError("truncated field")
-        piece = self._payload[self._at : self._at + size]
-        self._at += size
+        piece, self.rest = bytes(self.rest[:size]), self.rest[size:]
         return piece
 
-    def u32(self, maximum: int) -> int:
-        (value,) = self.fixed(_U32)
+    def count(self, maximum: int) -> int:
+        (value,) = self.fixed(_FIXED["I"])
         if value > maximum:
             raise WireError(f"count {value} over {maximum}")
-        return value
+        return int(value)
 
-    def string(self, maximum: int = MAX_STRING) -> bytes:
-        value = self.raw(self.u32(maximum))
+    def string(self) -> bytes:
+        value = self.raw(self.count(MAX_STRING))
         if b"\0" in value or self.raw(1) != b"\0":
-            raise WireError("string is not NUL-terminated once")
+            raise WireError("a string that is not NUL-terminated once")
         return value
 
-    def strings(self, maximum: int) -> tuple[bytes, ...]:
-        return tuple(self.string() for _ in range(self.u32(maximum)))
-
-    def end(self) -> None:
-        if self._at != len(self._payload):
-            raise WireError("trailing bytes")
-
-
-def _string(value: bytes, maximum: int = MAX_STRING) -> bytes:
-    if b"\0" in value:
-        raise WireError("a NUL byte inside a string")
-    if len(value) > maximum:
-        raise WireError(f"a string of {len(value)} bytes; the bound is {maximum}")
-    return _U32.pack(len(value)) + value + b"\0"
+    def field(self, code: str) -> Any:
+        if code in _FIXED:
+            return self.fixed(_FIXED[code])[0]
+        if code == "s":
+            return self.string()
+        if code == "A":
+            return [self.string() for _ in range(self.count(MAX_COUNT))]
+        pairs = [self.fixed(_LIMIT) for _ in range(self.count(len(Limit)))]
+        limits = {Limit(number): value for number, value in pairs}
+        if len(limits) != len(pairs):
+            raise WireError("a limit given twice")
+        return limits
 
 
-def _strings(values: tuple[bytes, ...], maximum: int) -> bytes:
-    if len(values) > maximum:
-        raise WireError(f"{len(values)} strings; the bound is {maximum}")
-    return _U32.pack(len(values)) + b"".join(_string(value) for value in values)
-
-
-def pack(kind: Type, request_id: int, payload: bytes = b"", fd_count: int = 0) -> bytes:
-    """One datagram. Raises WireError when it would be over MAX_MESSAGE."""
-    if HEADER.size + len(payload) > MAX_MESSAGE:
-        raise WireError(f"a message of {HEADER.size + len(payload)} bytes; the bound is {MAX_MESSAGE}")
-    return HEADER.pack(MAGIC, VERSION, kind, fd_count, 0, request_id, len(payload)) + payload
-
-
-def unpack(datagram: bytes) -> tuple[Header, bytes]:
-    """Checks the header against the datagram; the payload is still unparsed."""
-    if not HEADER.size <= len(datagram) <= MAX_MESSAGE:
-        raise WireError(f"a datagram of {len(datagram)} bytes")
-    magic, version, kind, fd_count, zero, request_id, length = HEADER.unpack_from(datagram)
-    if magic != MAGIC or version != VERSION or zero:
-        raise WireError("bad magic, version or padding")
-    if length != len(datagram) - HEADER.size:
-        raise WireError("the length field differs from the datagram's")
+def unpack(datagram: bytes) -> Message:
+    """The message in a datagram. Raises WireError, and nothing else, whatever the bytes."""
     try:
-        return Header(Type(kind), request_id, fd_count), datagram[HEADER.size :]
-    except ValueError:
-        raise WireError(f"unknown type {kind}") from None
-
-
-def pack_start(request_id: int, start: Start) -> bytes:
-    if len(start.tag) != TAG_BYTES or len(start.limits) > MAX_LIMITS:
-        raise WireError("bad tag or too many limits")
-    limits = b"".join(_LIMIT.pack(limit, value) for limit, value in start.limits)
-    payload = (
-        start.tag
-        + _U32.pack(start.flags)
-        + _string(start.profile)
-        + _string(start.cwd)
-        + _strings(start.argv, MAX_ARGS)
-        + _strings(start.env, MAX_ENV)
-        + _U32.pack(len(start.limits))
-        + limits
-    )
-    return pack(Type.START, request_id, payload)
-
-
-def unpack_start(payload: bytes) -> Start:
-    reader = Reader(payload)
-    tag = reader.raw(TAG_BYTES)
-    flags = reader.u32(FLAG_STDIN)
-    profile, cwd = reader.string(), reader.string()
-    argv, env = reader.strings(MAX_ARGS), reader.strings(MAX_ENV)
-    limits: dict[Limit, int] = {}
-    for _ in range(reader.u32(MAX_LIMITS)):
-        number, value = reader.fixed(_LIMIT)
-        try:
-            limit = Limit(number)
-        except ValueError:
-            raise WireError(f"unknown limit {number}") from None
-        if limit in limits:
-            raise WireError(f"limit {number} given twice")
-        limits[limit] = value
-    reader.end()
-    if not argv or not argv[0]:
-        raise WireError("argv is empty")
-    names = [entry.partition(b"=")[0] for entry in env]
-    if not all(names) or len(set(names)) != len(names) or not all(b"=" in entry for entry in env):
-        raise WireError("env is not a list of distinct NAME=value")
-    return Start(tag, argv, env, cwd, profile, tuple(limits.items()), flags)
-
-
-def pack_handle(kind: Type, request_id: int, handle: int) -> bytes:
-    """KILL or RELEASE."""
-    return pack(kind, request_id, _U64.pack(handle))
-
-
-def unpack_handle(payload: bytes) -> int:
-    reader = Reader(payload)
-    (handle,) = reader.fixed(_U64)
-    reader.end()
-    return handle
-
-
-def pack_signal(request_id: int, handle: int, signal: int) -> bytes:
-    return pack(Type.SIGNAL, request_id, _SIGNAL.pack(handle, signal))
-
-
-def unpack_signal(payload: bytes) -> tuple[int, int]:
-    """(handle, signal), the signal from 1 to 64."""
-    reader = Reader(payload)
-    handle, signal = reader.fixed(_SIGNAL)
-    reader.end()
-    if not 1 <= signal <= 64:
-        raise WireError(f"signal {signal}")
-    return handle, signal
-
-
-def unpack_empty(payload: bytes) -> None:
-    Reader(payload).end()
-
-
-def pack_welcome(request_id: int, welcome: Welcome) -> bytes:
-    payload = _WELCOME.pack(welcome.live_jobs, welcome.max_jobs)
-    payload += _string(welcome.missing_controllers) + _string(welcome.profiles)
-    return pack(Type.WELCOME, request_id, payload)
-
-
-def unpack_welcome(payload: bytes) -> Welcome:
-    reader = Reader(payload)
-    live, maximum = reader.fixed(_WELCOME)
-    welcome = Welcome(live, maximum, reader.string(), reader.string())
-    reader.end()
-    return welcome
-
-
-def pack_started(request_id: int, handle: int, uid: int, fd_count: int) -> bytes:
-    return pack(Type.STARTED, request_id, _STARTED.pack(handle, uid), fd_count)
-
-
-def unpack_started(payload: bytes) -> tuple[int, int]:
-    """(handle, uid of the job)."""
-    reader = Reader(payload)
-    handle, uid = reader.fixed(_STARTED)
-    reader.end()
-    return handle, uid
-
-
-def pack_adopt(request_id: int, handle: int, uid: int, tag: bytes, fd_count: int) -> bytes:
-    return pack(Type.ADOPT, request_id, _STARTED.pack(handle, uid) + tag, fd_count)
-
-
-def unpack_adopt(payload: bytes) -> tuple[int, int, bytes]:
-    """(handle, uid, tag)."""
-    reader = Reader(payload)
-    handle, uid = reader.fixed(_STARTED)
-    tag = reader.raw(TAG_BYTES)
-    reader.end()
-    return handle, uid, tag
-
-
-def pack_error(request_id: int, stage: Stage, errno: int, message: str) -> bytes:
-    text = message.encode("utf-8", "replace").replace(b"\0", b"?")[:MAX_TEXT]
-    return pack(Type.ERROR, request_id, _ERROR.pack(stage, 0, errno) + _string(text, MAX_TEXT))
-
-
-def unpack_error(payload: bytes) -> tuple[Stage, int, str]:
-    """(stage, errno or 0, message)."""
-    reader = Reader(payload)
-    number, zero, errno = reader.fixed(_ERROR)
-    text = reader.string(MAX_TEXT).decode("utf-8", "replace")
-    reader.end()
-    try:
-        stage = Stage(number)
-    except ValueError:
-        raise WireError(f"unknown stage {number}") from None
-    if zero:
-        raise WireError("bad padding")
-    return stage, errno, text
-
-
-def pack_exited(facts: Exited) -> bytes:
-    """An event: its request id is 0."""
-    return pack(Type.EXITED, 0, _EXITED.pack(*facts))
-
-
-def unpack_exited(payload: bytes) -> Exited:
-    reader = Reader(payload)
-    facts = Exited(*reader.fixed(_EXITED))
-    reader.end()
-    return facts
+        magic, version, kind, fd_count, zero, request_id, length = _HEADER.unpack_from(datagram)
+        if (magic, version, zero) != (MAGIC, VERSION, 0) or len(datagram) > MAX_MESSAGE:
+            raise WireError("bad magic, version, padding or size")
+        if length != len(datagram) - _HEADER.size:
+            raise WireError("the length field differs from the datagram's")
+        reader, kind = _Reader(datagram[_HEADER.size :]), Type(kind)
+        names = [part.split(":") for part in LAYOUT[kind].split()]
+        fields = {name: reader.field(code) for name, code in names}
+    except (struct.error, ValueError) as error:  # too short for a header; an unknown type or limit
+        raise WireError(str(error)) from None
+    if reader.rest:
+        raise WireError("trailing bytes")
+    return Message(kind, request_id, fd_count, fields)
