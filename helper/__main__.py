@@ -7,6 +7,7 @@ no user directory has a say in what is loaded.
 
 import gc
 import os
+import resource
 import signal
 import socket
 import struct
@@ -19,58 +20,44 @@ sys.path += ["/usr/lib/python3/dist-packages", os.path.dirname(_HERE)]
 
 import prctl  # noqa: E402
 
-from helper import cgroup, confine, policy  # noqa: E402
+from helper import cgroup, policy  # noqa: E402
 from helper.log import log  # noqa: E402
 from helper.monitor import Monitor  # noqa: E402
 from helper.wire import WireError  # noqa: E402
 
 EXIT_SETUP = 125
 EXIT_VIOLATION = 3
-_USAGE = "usage: telehandler-helper [--cgroup-root DIR] [--policy FILE] [--insecure-development]"
+_USAGE = "usage: telehandler-helper [--cgroup-root DIR] [--policy FILE]"
 
 
 class SetupError(Exception):
     """The helper cannot start; the message says why and what to do."""
 
 
-def _options(arguments: list[str]) -> tuple[str | None, str | None, bool]:
-    """(cgroup root, policy file, development switch). Anything unknown is an error."""
-    values: dict[str, str] = {}
-    development = False
-    rest = list(arguments)
-    while rest:
-        name = rest.pop(0)
-        if name == "--insecure-development":
-            development = True
-        elif name in ("--cgroup-root", "--policy") and rest and os.path.isabs(rest[0]):
-            values[name] = rest.pop(0)
-        else:
-            raise SetupError(_USAGE)
-    return values.get("--cgroup-root"), values.get("--policy"), development
+def _options(arguments: list[str]) -> dict[str, str]:
+    """The options by name. Anything unknown is an error."""
+    options = dict(zip(arguments[::2], arguments[1::2], strict=False))
+    absolute = all(map(os.path.isabs, options.values()))
+    if len(arguments) % 2 or not absolute or not options.keys() <= {"--cgroup-root", "--policy"}:
+        raise SetupError(_USAGE)
+    return options
 
 
-def _callers() -> set[int]:
-    """Who may hold the other end: root, the caller of a setuid wrapper, the user behind sudo."""
-    sudo_uid = os.environ.get("SUDO_UID", "")
-    return {0, os.getuid()} | ({int(sudo_uid)} if sudo_uid.isascii() and sudo_uid.isdigit() else set())
-
-
-def _socket(allowed: set[int]) -> socket.socket:
-    """fd 0 as the connected socket, moved away from 0, its peer checked (S7)."""
+def _socket(allowed_uids: list[int]) -> socket.socket:
+    """fd 0 as the connected socket, its peer checked (S7)."""
     try:
-        sock = socket.socket(fileno=os.dup(0))
+        sock = socket.socket(fileno=0)
         kind = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     except OSError:
         raise SetupError("stdin is not a socket: telehandler server and telehandler local start the helper") from None
     if sock.family != socket.AF_UNIX or kind != socket.SOCK_SEQPACKET:
         raise SetupError("stdin is not a unix seqpacket socket")
+    # Root, the caller of the setuid wrapper, the user behind sudo: who started us holds the other end.
+    callers = {0, os.getuid(), int(os.environ.get("SUDO_UID", "0"))}
     uid = struct.unpack("3i", credentials)[1]
-    if uid not in allowed:
+    if uid not in callers or (allowed_uids and uid not in allowed_uids):
         raise SetupError(f"uid {uid} may not use the helper: see allowed_uids in the policy")
-    null_fd = os.open("/dev/null", os.O_RDONLY)
-    os.dup2(null_fd, 0)
-    os.close(null_fd)
     return sock
 
 
@@ -86,31 +73,27 @@ def _catch_signals() -> int:
 
 
 def _set_up(arguments: list[str]) -> Monitor:
-    cgroup_root, policy_file, development = _options(arguments)
+    options = _options(arguments)
     if os.geteuid() != 0:
-        raise SetupError("the helper must run as root")
-    if development and _callers() != {0}:
-        raise SetupError("--insecure-development is for root alone")
-    callers = _callers()
+        raise SetupError("the helper must run as root: by sudo, the setuid wrapper, or from a root shell")
+    if os.uname().machine != "x86_64":
+        raise SetupError(f"this machine is {os.uname().machine}; the helper knows x86_64 only")
+    prctl.set_dumpable(0)
+    seen: set[str] = set()
+    policy.trusted_code(seen)
+    rules = policy.load(options.get("--policy"), seen)
+    sock = _socket(rules.allowed_uids)
+    os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
-    os.setgroups([])
     os.environ.clear()
     os.chdir("/")
     os.umask(0o077)
-    prctl.set_dumpable(0)
-    confine.check_machine()
-    seen = {"/dev/null"}
-    if development:
-        log("INSECURE: code and policy are not checked for who can write them")
-        seen.add("/")
-    else:
-        policy.trusted_code(seen)
-    rules = policy.load(policy_file, seen)
-    allowed = set(rules.allowed_uids) & callers if rules.allowed_uids else callers
-    sock = _socket(allowed)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each job holds up to eight fds
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal_fd = _catch_signals()
-    base = cgroup.Base(cgroup.find_root(cgroup_root or rules.cgroup_root))
+    base = cgroup.Base(cgroup.find_root(options.get("--cgroup-root", rules.cgroup_root)))
     return Monitor(sock, rules, base, signal_fd)
 
 
@@ -118,11 +101,13 @@ def main() -> int:
     """The exit status: 0 after EOF or SIGTERM, 3 after a violation, 125 when it could not start."""
     try:
         monitor = _set_up(sys.argv[1:])
-    except (SetupError, policy.PolicyError, cgroup.CgroupError, RuntimeError, OSError) as error:
-        log(str(error))
+    except (SetupError, policy.PolicyError, cgroup.CgroupError) as error:
+        log(getattr(error, "strerror", None) or str(error))
+        return EXIT_SETUP
+    except OSError as error:
+        log(f"{error.filename or 'set-up'}: {error.strerror}")
         return EXIT_SETUP
     # Nothing of the start-up is garbage: frozen, it is not touched, so not copied, in the children.
-    gc.collect()
     gc.freeze()
     try:
         monitor.run()

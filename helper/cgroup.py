@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 import stat
-from typing import NamedTuple
+from contextlib import suppress
 
 from helper.policy import CONTROLLERS
 from helper.wire import Limit
@@ -15,77 +15,58 @@ from helper.wire import Limit
 _PREFIX = "telehandler."
 _CPU_PERIOD_USEC = 100_000
 _READ_BOUND = 64 * 1024
-_CONTROLLER_OF = {
-    Limit.CPU_MILLIS: "cpu",
-    Limit.MEMORY_BYTES: "memory",
-    Limit.MEMORY_HIGH_BYTES: "memory",
-    Limit.PIDS: "pids",
-    Limit.READ_BPS: "io",
-    Limit.WRITE_BPS: "io",
-    Limit.READ_IOPS: "io",
-    Limit.WRITE_IOPS: "io",
-}
-_IO_KEYS = {Limit.READ_BPS: "rbps", Limit.WRITE_BPS: "wbps", Limit.READ_IOPS: "riops", Limit.WRITE_IOPS: "wiops"}
+# Controller, file, value: `{}` are limits by name, a job's disk, and the quota in each period.
+_ROWS = (
+    ("cpu", "cpu.max", f"{{cpu_quota}} {_CPU_PERIOD_USEC}"),
+    ("memory", "memory.max", "{memory_bytes}"),
+    ("memory", "memory.high", "{memory_high_bytes}"),
+    ("memory", "memory.swap.max", "0"),
+    ("memory", "memory.oom.group", "1"),
+    ("pids", "pids.max", "{pids}"),
+    ("io", "io.max", "{disk} rbps={read_bps} wbps={write_bps} riops={read_iops} wiops={write_iops}"),
+)
+_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-class CgroupError(Exception):
-    """No usable cgroup v2, or a limit that cannot be enforced; the message says what to do."""
-
-
-class Facts(NamedTuple):
-    usage_usec: int
-    memory_peak: int
-    oom_kills: int
+class CgroupError(OSError):
+    """No usable cgroup v2, or a limit that cannot be enforced; `strerror` says what to do."""
 
 
 def find_root(wanted: str) -> str:
     """`wanted` when it lies on cgroup v2, else the cgroup2 mount below it (a hybrid set-up)."""
     wanted = os.path.realpath(wanted)
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        fields = [line.split() for line in file]
-    mounts = [row[4] for row in fields if row[row.index("-") + 1] == "cgroup2"]
-    if os.path.isdir(wanted) and os.path.exists(f"{wanted}/cgroup.controllers"):
+    if os.path.exists(f"{wanted}/cgroup.controllers"):
         return wanted
-    for point in mounts:
-        if point.startswith(wanted.rstrip("/") + "/"):
-            return point
-    raise CgroupError(f"no cgroup v2 at or below {wanted}: mount cgroup2 there, or name it with --cgroup-root")
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        rows = [line.split() for line in file]
+    for row in rows:
+        if row[row.index("-") + 1] == "cgroup2" and row[4].startswith(wanted.rstrip("/") + "/"):
+            return row[4]
+    raise CgroupError(errno.ENODEV, f"no cgroup v2 at or below {wanted}: mount cgroup2 there, or name another --cgroup-root")
 
 
 def write(dir_fd: int, name: str, value: str) -> None:
     """Writes a cgroup file in one write, as the kernel wants it."""
-    fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
-    try:
-        os.write(fd, value.encode())
-    finally:
-        os.close(fd)
+    with open(os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd), "w") as file:
+        file.write(value)
 
 
 def read(dir_fd: int, name: str) -> str:
-    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)
+    with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)) as file:
+        return file.read(_READ_BOUND)
+
+
+def number(dir_fd: int, name: str, key: str = "") -> int:
+    """A figure of a flat-keyed file, or of a single-value file with no `key`; 0 when absent."""
     try:
-        return os.read(fd, _READ_BOUND).decode()
-    finally:
-        os.close(fd)
-
-
-def open_dir(path: str) -> int:
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-
-
-def _value(dir_fd: int, name: str, key: str) -> int:
-    """A number of a flat-keyed file, or of a single-value file with an empty `key`; 0 when absent."""
-    try:
-        text = read(dir_fd, name)
-    except FileNotFoundError:
+        words = read(dir_fd, name).split()
+    except FileNotFoundError:  # its controller is not on
         return 0
-    if not key:
-        return int(text)
-    return next((int(line.split()[1]) for line in text.splitlines() if line.split()[0] == key), 0)
+    return int(words[words.index(key) + 1 if key else 0])
 
 
 def populated(dir_fd: int) -> bool:
-    return _value(dir_fd, "cgroup.events", "populated") == 1
+    return number(dir_fd, "cgroup.events", "populated") == 1
 
 
 def kill(dir_fd: int) -> None:
@@ -93,43 +74,24 @@ def kill(dir_fd: int) -> None:
     write(dir_fd, "cgroup.kill", "1")
 
 
-def facts(dir_fd: int) -> Facts:
-    return Facts(
-        _value(dir_fd, "cpu.stat", "usage_usec"),
-        _value(dir_fd, "memory.peak", ""),
-        _value(dir_fd, "memory.events", "oom_kill"),
-    )
-
-
 def remove(path: str) -> None:
     """Removes a cgroup and its descendants, deepest first. EBUSY while something lives in it."""
     for directory, _, _ in os.walk(path, topdown=False):
-        try:
+        with suppress(FileNotFoundError):
             os.rmdir(directory)
-        except FileNotFoundError:
-            pass
 
 
-def _disk(device: int) -> str | None:
-    """MAJ:MIN of the whole disk that `device` is, or is a partition of; None when it is no disk."""
-    number = f"{os.major(device)}:{os.minor(device)}"
-    path = os.path.realpath(f"/sys/dev/block/{number}")
-    if os.path.exists(f"{path}/partition"):
-        path = os.path.dirname(path)
-    try:
-        with open(f"{path}/dev", encoding="ascii") as file:
-            return file.read().strip()
-    except FileNotFoundError:
-        return None
-
-
-def disks(paths: tuple[str, ...]) -> tuple[str, ...]:
-    """The disks that back `paths`, or that they are, when they are device nodes."""
+def disks(paths: list[str]) -> list[str]:
+    """MAJ:MIN of the whole disks that back `paths`, or that they are, when they are device nodes."""
     found = set()
-    for path in paths:
-        status = os.stat(path)
-        found.add(_disk(status.st_rdev if stat.S_ISBLK(status.st_mode) else status.st_dev))
-    return tuple(sorted(filter(None, found)))
+    for status in map(os.stat, paths):
+        device = status.st_rdev if stat.S_ISBLK(status.st_mode) else status.st_dev
+        path = os.path.realpath(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+        if os.path.exists(f"{path}/partition"):
+            path = os.path.dirname(path)
+        with suppress(FileNotFoundError), open(f"{path}/dev", encoding="ascii") as file:
+            found.add(file.read().strip())
+    return sorted(found)
 
 
 class Base:
@@ -137,103 +99,66 @@ class Base:
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self._sweep()
+        for name in os.listdir(root):
+            if name.startswith(_PREFIX):
+                _sweep(f"{root}/{name}")
         self.path = f"{root}/{_PREFIX}{os.getpid()}"
         os.mkdir(self.path, 0o755)
-        self.fd = open_dir(self.path)
+        self.fd = os.open(self.path, _OPEN_DIR)
         fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.controllers = self._enable()
 
-    def _sweep(self) -> None:
-        """Ends what a helper that was killed left: its lock is gone, its directory is not."""
-        for name in os.listdir(self.root):
-            if not name.startswith(_PREFIX):
-                continue
-            path = f"{self.root}/{name}"
-            try:
-                fd = open_dir(path)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if populated(fd):
-                    kill(fd)
-                remove(path)
-            except BlockingIOError:
-                pass  # a live helper's
-            except OSError as error:
-                if error.errno != errno.EBUSY:  # still dying: the next helper removes it
-                    raise
-            finally:
-                os.close(fd)
-
-    def _enable(self) -> frozenset[str]:
+    def _enable(self) -> set[str]:
         """Turns on every controller of ours that the root has; the ones that ended up on."""
-        root_fd = open_dir(self.root)
-        try:
-            available = set(read(root_fd, "cgroup.controllers").split())
-            for controller in available.intersection(CONTROLLERS):
+        root_fd = os.open(self.root, _OPEN_DIR)
+        for controller in CONTROLLERS:
+            with suppress(OSError):  # stays off: a job that needs it is refused
                 for fd in (root_fd, self.fd):
-                    try:
-                        write(fd, "cgroup.subtree_control", f"+{controller}")
-                    except OSError:
-                        break  # reported as missing: a job that needs it is refused
-        finally:
-            os.close(root_fd)
-        return frozenset(read(self.fd, "cgroup.subtree_control").split())
-
-    def create(self, handle: int, limits: dict[Limit, int], without: tuple[str, ...], disk_list: tuple[str, ...]) -> int:
-        """A new cgroup for a job, its limits set; the directory's fd.
-
-        Raises CgroupError when a limit's controller is missing and not in `without`.
-        """
-        rows = self._rows(limits, without, disk_list)
-        path = self.job_path(handle)
-        os.mkdir(path, 0o755)
-        try:
-            fd = open_dir(path)
-            try:
-                for name, value in rows:
-                    write(fd, name, value)
-                return fd
-            except OSError:
-                os.close(fd)
-                raise
-        except OSError:
-            os.rmdir(path)
-            raise
+                    write(fd, "cgroup.subtree_control", f"+{controller}")
+        os.close(root_fd)
+        return set(read(self.fd, "cgroup.subtree_control").split())
 
     def job_path(self, handle: int) -> str:
         return f"{self.path}/job-{handle}"
 
-    def _rows(self, limits: dict[Limit, int], without: tuple[str, ...], disk_list: tuple[str, ...]) -> list[tuple[str, str]]:
-        enforced: dict[Limit, int] = {}
-        for limit, value in limits.items():
-            controller = _CONTROLLER_OF.get(limit)
-            if controller in self.controllers and not (controller == "io" and not disk_list):
-                enforced[limit] = value
-            elif controller is not None and controller not in without:
-                cause = "no disk backs the job's files" if controller in self.controllers else f"is not available in {self.root}"
-                raise CgroupError(
-                    f"the cgroup controller {controller} {cause}, so {limit.name.lower()} cannot be enforced; "
-                    f"the policy's allow_missing_controllers can allow jobs without it"
-                )
-        rows = []
-        if Limit.CPU_MILLIS in enforced:
-            quota = max(1000, enforced[Limit.CPU_MILLIS] * _CPU_PERIOD_USEC // 1000)
-            rows.append(("cpu.max", f"{quota} {_CPU_PERIOD_USEC}"))
-        if Limit.MEMORY_BYTES in enforced:
-            rows.append(("memory.max", str(enforced[Limit.MEMORY_BYTES])))
-            rows.append(("memory.high", str(enforced[Limit.MEMORY_HIGH_BYTES])))
-            rows.append(("memory.oom.group", "1"))
-            if os.path.exists(f"{self.path}/memory.swap.max"):  # absent: the kernel cannot swap
-                rows.append(("memory.swap.max", "0"))
-        if Limit.PIDS in enforced:
-            rows.append(("pids.max", str(enforced[Limit.PIDS])))
-        io_limits = " ".join(f"{_IO_KEYS[limit]}={value}" for limit, value in enforced.items() if limit in _IO_KEYS)
-        rows += [("io.max", f"{disk} {io_limits}") for disk in disk_list if io_limits]
-        return rows
+    def create(self, handle: int) -> int:
+        """A new cgroup for a job; its directory's fd."""
+        os.mkdir(self.job_path(handle), 0o755)
+        return os.open(self.job_path(handle), _OPEN_DIR)
+
+    def rows(self, limits: dict[Limit, int], without: list[str], disk_list: list[str]) -> list[tuple[str, str]]:
+        """`limits` as files and values; CgroupError when one cannot be enforced and is not in `without`."""
+        usable = self.controllers - (set() if disk_list else {"io"})
+        missing = [name for name in CONTROLLERS if name not in usable and name not in without]
+        if missing:
+            cause = "has no disk to act on" if missing[0] in self.controllers else f"is not available in {self.root}"
+            remedy = "the policy's allow_missing_controllers can allow jobs without it"
+            text = f"the cgroup controller {missing[0]} {cause}, so its limits cannot be enforced: {remedy}"
+            raise CgroupError(errno.EOPNOTSUPP, text)
+        values = {limit.name.lower(): value for limit, value in limits.items()}
+        values["cpu_quota"] = limits[Limit.CPU_MILLIS] * _CPU_PERIOD_USEC // 1000
+        rows = [(file, value) for controller, file, value in _ROWS if controller in usable]
+        return [
+            (file, value.format(disk=disk, **values))
+            for file, value in rows
+            for disk in (disk_list if file == "io.max" else [""])
+        ]
 
     def remove(self) -> None:
         remove(self.path)
         os.close(self.fd)
+
+
+def _sweep(path: str) -> None:
+    """Ends what a helper that was killed left: its lock is gone, its directory is not."""
+    with suppress(FileNotFoundError, BlockingIOError):  # another helper swept it, or has it
+        fd = os.open(path, _OPEN_DIR)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kill(fd)
+            remove(path)
+        except OSError as error:
+            if error.errno != errno.EBUSY:  # still dying: the next helper removes it
+                raise
+        finally:
+            os.close(fd)

@@ -1,7 +1,7 @@
 """What a new job's init does to itself before anything of the user's runs: mounts, then privileges.
 
 Runs in the child, as root in fresh namespaces. The order matters; each step says why. Any failure
-is raised as a StageError and ends the child before exec.
+raises OSError and ends the child before exec.
 """
 
 import errno
@@ -13,7 +13,7 @@ import signal
 import socket
 import stat
 import struct
-import sys
+from contextlib import suppress
 from typing import NamedTuple
 
 import capng
@@ -22,56 +22,32 @@ import prctl
 from helper import seccomp
 from helper import syscalls as sc
 from helper.policy import Profile
-from helper.wire import Limit, Stage
+from helper.wire import Limit
 
 HOSTNAME = "sandbox"
+FILTER = seccomp.program()
+with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as _file:
+    LAST_CAPABILITY = int(_file.read())  # may be more than prctl and capng know by name
 _SAFE = sc.MS_NOSUID | sc.MS_NODEV
 _NOTHING = _SAFE | sc.MS_NOEXEC
+_EMPTY = "size=4k,nr_inodes=1,mode=0555"
+_DEV = sc.MS_NOSUID | sc.MS_NOEXEC
 _DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
-_LINKS = {
-    "ptmx": "pts/ptmx",
-    "fd": "/proc/self/fd",
-    "stdin": "/proc/self/fd/0",
-    "stdout": "/proc/self/fd/1",
-    "stderr": "/proc/self/fd/2",
-}
-# Files of /proc that tell about or steer the host, although most need a privilege the job lacks.
+_LINKS = "ptmx pts/ptmx fd /proc/self/fd stdin /proc/self/fd/0 stdout /proc/self/fd/1 stderr /proc/self/fd/2".split()
+# Of /proc: what tells about or steers the host, although most of it needs a privilege the job lacks.
 _MASKED = (
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/key-users",
-    "/proc/kallsyms",
-    "/proc/kmsg",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/sched_debug",
-    "/proc/sysrq-trigger",
-    "/proc/config.gz",
-    "/proc/vmallocinfo",
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/scsi",
-    "/proc/fs",
-    "/proc/bus",
-    "/proc/irq",
-)
+    "kcore keys key-users kallsyms kmsg latency_stats timer_list sched_debug sysrq-trigger config.gz vmallocinfo "
+    "acpi asound scsi fs bus irq"
+).split()
 # What of the host's is replaced as a whole.
 _REPLACED = ("/proc", "/sys", "/dev", "/tmp", "/var/tmp", "/run")
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 
-class StageError(Exception):
-    """A step of a start that failed: where, and the errno."""
-
-    def __init__(self, stage: Stage, error: int, message: str) -> None:
-        super().__init__(message)
-        self.stage, self.error = stage, error
-
-
 class Step(NamedTuple):
     """One mount(2) in the new root, printable before it runs."""
 
-    source: str | None
+    source: str
     target: str
     kind: str | None
     flags: int
@@ -82,67 +58,11 @@ def mount_plan(profile: Profile) -> tuple[Step, ...]:
     """The mounts every job gets, in order, after its root has become `/`."""
     return (
         Step("proc", "/proc", "proc", _NOTHING),
-        Step("none", "/sys", "tmpfs", _NOTHING | sc.MS_RDONLY, "size=4k,nr_inodes=1,mode=0555"),
-        # Device nodes of our own making are the only ones that can be opened: everything else is nodev.
-        Step("dev", "/dev", "tmpfs", sc.MS_NOSUID | sc.MS_NOEXEC, "size=64k,nr_inodes=64,mode=0755"),
+        Step("none", "/sys", "tmpfs", _NOTHING | sc.MS_RDONLY, _EMPTY),
+        # Our own device nodes are the only ones that can be opened: everything else is nodev.
+        Step("dev", "/dev", "tmpfs", _DEV, "size=64k,nr_inodes=64,mode=0755"),
         Step("tmp", "/tmp", "tmpfs", _SAFE, f"size={profile.tmp_bytes},mode=1777"),
     )
-
-
-def _fill_dev(shm_bytes: int) -> None:
-    for name, (major, minor) in _DEVICES.items():
-        path = f"/dev/{name}"
-        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(major, minor))
-        os.chmod(path, 0o666)  # mknod minds the umask
-    for name, target in _LINKS.items():
-        os.symlink(target, f"/dev/{name}")
-    os.mkdir("/dev/pts")
-    os.mkdir("/dev/shm")
-    sc.mount("pts", "/dev/pts", "devpts", sc.MS_NOSUID | sc.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
-    sc.mount("shm", "/dev/shm", "tmpfs", _NOTHING, f"size={shm_bytes},mode=1777")
-    sc.mount(None, "/dev", None, sc.MS_REMOUNT | sc.MS_BIND | sc.MS_RDONLY | sc.MS_NOSUID | sc.MS_NOEXEC)
-
-
-def _hide(path: str) -> None:
-    """Covers a directory with an empty one, a file with /dev/null; what is absent is hidden already."""
-    try:
-        fd = sc.open_nofollow(path)
-    except FileNotFoundError:
-        return
-    try:
-        target = f"/proc/self/fd/{fd}"
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
-            sc.mount("none", target, "tmpfs", _NOTHING | sc.MS_RDONLY, "size=4k,nr_inodes=1,mode=0555")
-        else:
-            sc.mount("/dev/null", target, None, sc.MS_BIND)
-    finally:
-        os.close(fd)
-
-
-def _uncover(path: str) -> None:
-    """Detaches what the host has mounted at `path`, so that the job does not even see its name."""
-    try:
-        while True:
-            sc.umount2(path, sc.MNT_DETACH)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOENT):  # no mount (any more), or no such path
-            raise
-
-
-def _read_only(path: str) -> None:
-    sc.mount(path, path, None, sc.MS_BIND)
-    sc.mount(None, path, None, sc.MS_REMOUNT | sc.MS_BIND | sc.MS_RDONLY | _NOTHING)
-
-
-def _detached(path: str, flags: int) -> int:
-    """A detached copy of the mounts at `path`, restricted by `flags`; no symbolic link is followed."""
-    source_fd = sc.open_nofollow(path)
-    try:
-        tree_fd = sc.open_tree(source_fd, "")
-    finally:
-        os.close(source_fd)
-    sc.mount_setattr(tree_fd, flags)
-    return tree_fd
 
 
 def change_root(profile: Profile) -> None:
@@ -165,15 +85,14 @@ def change_root(profile: Profile) -> None:
     for step in mount_plan(profile):
         sc.mount(*step)
     _fill_dev(profile.tmp_bytes)
-    for path in _MASKED:
-        _hide(path)
-    _read_only("/proc/sys")
-    try:
+    for name in _MASKED:
+        _hide(f"/proc/{name}")
+    sc.mount("/proc/sys", "/proc/sys", None, sc.MS_BIND)
+    sc.mount(None, "/proc/sys", None, sc.MS_REMOUNT | sc.MS_BIND | sc.MS_RDONLY | _NOTHING)
+    with suppress(FileNotFoundError, NotADirectoryError):  # a root without /var/tmp
         sc.mount("/tmp", "/var/tmp", None, sc.MS_BIND)
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # a root without /var/tmp
     # Must come after /proc is ours: targets are named through it.
-    for path in profile.hidden:
+    for path in (*profile.hidden, "/run"):
         _hide(path)
     for bind, tree_fd in binds:
         target_fd = sc.open_nofollow(bind.target)
@@ -182,11 +101,55 @@ def change_root(profile: Profile) -> None:
         os.close(tree_fd)
 
 
+def _detached(path: str, flags: int) -> int:
+    """A detached copy of the mounts at `path`, restricted by `flags`; no symbolic link is followed."""
+    path_fd = sc.open_nofollow(path)
+    tree_fd = sc.open_tree(path_fd)
+    os.close(path_fd)
+    sc.mount_setattr(tree_fd, flags)
+    return tree_fd
+
+
+def _uncover(path: str) -> None:
+    """Detaches what the host has mounted at `path`, so that the job does not even see its name."""
+    try:
+        while True:
+            sc.umount2(path, sc.MNT_DETACH)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):  # no mount (any more), or no such path
+            raise
+
+
+def _fill_dev(shm_bytes: int) -> None:
+    for name, (major, minor) in _DEVICES.items():
+        os.mknod(f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
+        os.chmod(f"/dev/{name}", 0o666)  # mknod minds the umask
+    for name, target in zip(_LINKS[::2], _LINKS[1::2], strict=True):
+        os.symlink(target, f"/dev/{name}")
+    for name in ("pts", "shm"):
+        os.mkdir(f"/dev/{name}")
+    sc.mount("pts", "/dev/pts", "devpts", _DEV, "newinstance,ptmxmode=0666,mode=0620")
+    sc.mount("shm", "/dev/shm", "tmpfs", _NOTHING, f"size={shm_bytes},mode=1777")
+    sc.mount(None, "/dev", None, sc.MS_REMOUNT | sc.MS_BIND | sc.MS_RDONLY | _DEV)
+
+
+def _hide(path: str) -> None:
+    """Covers a directory with an empty one, a file with /dev/null; what is absent is hidden already."""
+    try:
+        fd = sc.open_nofollow(path)
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(os.fstat(fd).st_mode):
+        sc.mount("none", f"/proc/self/fd/{fd}", "tmpfs", _NOTHING | sc.MS_RDONLY, _EMPTY)
+    else:
+        sc.mount("/dev/null", f"/proc/self/fd/{fd}", None, sc.MS_BIND)
+    os.close(fd)
+
+
 def set_up_network() -> None:
     """Hostname and the loopback interface, which a new network namespace has, down."""
-    socket.sethostname(HOSTNAME)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        request = bytearray(fcntl.ioctl(control, _SIOCGIFFLAGS, struct.pack("16sH22x", b"lo", 0)))
+        request = fcntl.ioctl(control, _SIOCGIFFLAGS, struct.pack("16sH22x", b"lo", 0))
         (flags,) = struct.unpack_from("H", request, 16)
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", flags | _IFF_UP))
 
@@ -197,40 +160,38 @@ def set_rlimits(limits: dict[Limit, int]) -> None:
         resource.setrlimit(kind, (limits[limit], limits[limit]))
 
 
-def drop_privileges(uid: int, last_capability: int, program: bytes) -> None:
+def drop_privileges(uid: int) -> None:
     """Gives up every privilege for good, then reads back what the kernel says."""
     # The bounding set first: it takes CAP_SETPCAP, which goes with uid 0.
-    for capability in range(last_capability + 1):
+    for capability in range(LAST_CAPABILITY + 1):
         prctl.capbset_drop(capability)
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     # After the uid: the new keyring is the job's own. Before the filter, which denies keyctl.
     sc.new_session_keyring()
-    sc.clear_ambient()
+    # The kernel empties the ambient set with the inheritable one: capabilities(7).
     capng.capng_clear(capng.CAPNG_SELECT_CAPS)
     if capng.capng_apply(capng.CAPNG_SELECT_CAPS) != 0:
-        raise PermissionError(1, "capng_apply failed")
+        raise PermissionError(errno.EPERM, "capng_apply failed")
     prctl.set_no_new_privs(1)
     prctl.set_dumpable(0)  # the init's memory is a copy of the helper's
-    sc.set_seccomp_filter(program)
+    sc.set_seccomp_filter(FILTER)
     _read_back(uid)
 
 
 def _read_back(uid: int) -> None:
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        status = {line.partition(":")[0]: line.partition(":")[2].split() for line in file}
+        status = {name: value.split() for name, _, value in (line.partition(":") for line in file)}
     ids = [str(uid)] * 4
     wanted = {"Uid": ids, "Gid": ids, "Groups": [], "NoNewPrivs": ["1"], "Seccomp": ["2"]}
     wanted |= {f"Cap{name}": ["0" * 16] for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")}
-    for name, value in wanted.items():
-        if status.get(name) != value:
-            raise PermissionError(1, f"{name} is {status.get(name)} after the drop")
-    try:
+    wrong = [name for name, value in wanted.items() if status.get(name) != value]
+    with suppress(PermissionError):
         os.setuid(0)
-    except PermissionError:
-        return
-    raise PermissionError(1, "uid 0 came back")
+        wrong.append("uid 0 came back")
+    if wrong:
+        raise PermissionError(errno.EPERM, f"not as wanted after the drop: {wrong}")
 
 
 def die_with_helper(helper_pipe_fd: int) -> None:
@@ -242,13 +203,4 @@ def die_with_helper(helper_pipe_fd: int) -> None:
     poll = select.poll()
     poll.register(helper_pipe_fd, 0)
     if poll.poll(0):
-        raise ProcessLookupError(3, "the helper has died")
-
-
-def check_machine() -> None:
-    """Raises RuntimeError on an architecture without a system call table here."""
-    if os.uname().machine != "x86_64" or sys.maxsize <= 1 << 32:
-        raise RuntimeError(f"this machine is {os.uname().machine}; the helper knows x86_64 only")
-
-
-FILTER = seccomp.program()
+        raise ProcessLookupError(errno.ESRCH, "the helper has died")

@@ -8,37 +8,23 @@ is a stage and an errno. The result pipe carries the main process's wait status 
 import errno
 import os
 import signal
+import socket
 import struct
+from contextlib import ExitStack, suppress
 from typing import NamedTuple, NoReturn
 
-from helper import confine, syscalls
-from helper.confine import StageError
+from helper import confine
+from helper import syscalls as sc
 from helper.policy import Profile
-from helper.wire import Limit, Stage, Start
+from helper.wire import FLAG_STDIN, Limit, Stage, Start
 
 STATUS = struct.Struct("<ii")  # stage, errno
 RESULT = struct.Struct("<i")  # wait status of the main process
 EXEC_NEXT = b"E"
 _STATUS_FD, _RESULT_FD = 3, 4
 _GROUP_SIGNALS = (signal.SIGINT, signal.SIGQUIT)
-_NAMESPACES = (
-    syscalls.CLONE_NEWNS
-    | syscalls.CLONE_NEWPID
-    | syscalls.CLONE_NEWUTS
-    | syscalls.CLONE_NEWIPC
-    | syscalls.CLONE_NEWNET
-)
+_NAMESPACES = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC
 _ALL = signal.valid_signals()
-
-
-class Order(NamedTuple):
-    """A START that the policy has passed, with everything decided."""
-
-    start: Start
-    profile: Profile
-    uid: int
-    limits: dict[Limit, int]
-    last_capability: int
 
 
 class Child(NamedTuple):
@@ -53,153 +39,116 @@ class Child(NamedTuple):
     stdin_fd: int  # -1: not asked for
 
 
-class Pipes:
-    """The pipes of one start: what is not taken is closed."""
-
-    def __init__(self) -> None:
-        self.fds: list[int] = []
-
-    def pipe(self) -> tuple[int, int]:
-        pair = os.pipe2(os.O_CLOEXEC)
-        self.fds += pair
-        return pair
-
-    def take(self, fd: int) -> int:
-        self.fds.remove(fd)
-        return fd
-
-    def close(self) -> None:
-        while self.fds:
-            os.close(self.fds.pop())
-
-
-def spawn(order: Order, cgroup_fd: int) -> Child:
+def spawn(start: Start, profile: Profile, uid: int, limits: dict[Limit, int], cgroup_fd: int) -> Child:
     """Clones the job's init into the cgroup. Raises OSError; nothing is left open then."""
-    pipes = Pipes()
-    try:
-        status_r, status_w = pipes.pipe()
-        result_r, result_w = pipes.pipe()
-        stdout_r, stdout_w = pipes.pipe()
-        stderr_r, stderr_w = pipes.pipe()
-        if order.start.flags:
-            stdin_r, stdin_w = pipes.pipe()
-        else:
-            stdin_r, stdin_w = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), -1
-            pipes.fds.append(stdin_r)
-        for fd in (status_r, result_r):
-            os.set_blocking(fd, False)
-        namespaces = _NAMESPACES & ~(syscalls.CLONE_NEWNET if order.profile.network == "host" else 0)
+    with ExitStack() as ours, ExitStack() as childs:
+
+        def pipe() -> tuple[int, int]:
+            read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+            ours.callback(os.close, read_fd)
+            childs.callback(os.close, write_fd)
+            return read_fd, write_fd
+
+        reads, writes = zip(*[pipe() for _ in range(4)], strict=True)  # status, result, stdout, stderr
+        os.set_blocking(reads[0], False)
+        os.set_blocking(reads[1], False)
+        stdin_r, stdin_w = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), -1
+        if start.flags & FLAG_STDIN:
+            os.close(stdin_r)
+            stdin_r, stdin_w = os.pipe2(os.O_CLOEXEC)
+            ours.callback(os.close, stdin_w)
+        childs.callback(os.close, stdin_r)
+        network = 0 if profile.network == "host" else sc.CLONE_NEWNET
         # Blocked across the clone, so that a signal meant for the helper finds no handler in the child.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
         try:
-            pid, pidfd = syscalls.clone3(namespaces, cgroup_fd)
+            pid, pidfd = sc.clone3(_NAMESPACES | network, cgroup_fd)
             if pid == 0:
-                _child(order, (stdin_r, stdout_w, stderr_w, status_w, result_w))
+                _child(start, profile, uid, limits, (stdin_r, *writes[2:], *writes[:2]))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        kept = [pipes.take(fd) for fd in (status_r, result_r, stdout_r, stderr_r)]
-        return Child(pid, pidfd, *kept, pipes.take(stdin_w) if stdin_w >= 0 else -1)
-    finally:
-        pipes.close()
+        ours.pop_all()
+        return Child(pid, pidfd, *reads, stdin_w)
 
 
-def _child(order: Order, fds: tuple[int, ...]) -> NoReturn:
+def _child(start: Start, profile: Profile, uid: int, limits: dict[Limit, int], fds: tuple[int, ...]) -> NoReturn:
     """Everything the child does. BaseException: not even KeyboardInterrupt may run the helper's code."""
-    report_fd = fds[3]
-    stage = Stage.CLONE
+    report_fd, stage = fds[3], Stage.CLONE
     try:
+        signal.set_wakeup_fd(-1)
         _arrange_fds(fds)
         report_fd = _STATUS_FD
-        signal.set_wakeup_fd(-1)
-        syscalls.unshare(syscalls.CLONE_NEWCGROUP)  # only now is the job's cgroup its root
+        sc.unshare(sc.CLONE_NEWCGROUP)  # only now is the job's cgroup its root
         os.umask(0o022)
         stage = Stage.MOUNT
-        confine.change_root(order.profile)
+        confine.change_root(profile)
         stage = Stage.NETWORK
-        if order.profile.network != "host":
+        socket.sethostname(confine.HOSTNAME)
+        if profile.network != "host":
             confine.set_up_network()
         stage = Stage.LIMIT
-        confine.set_rlimits(order.limits)
+        confine.set_rlimits(limits)
         stage = Stage.PRIVILEGE
-        confine.drop_privileges(order.uid, order.last_capability, confine.FILTER)
+        confine.drop_privileges(uid)
         confine.die_with_helper(_RESULT_FD)
         stage = Stage.CLONE
         main = os.fork()
         if main == 0:
+            stage = Stage.CHDIR
+            _enter(start.cwd or b"/")
             stage = Stage.EXEC
-            _exec(order.start)
-        os.close(_STATUS_FD)
+            _exec(start)
         _init(main)
-    except StageError as error:
-        _report(report_fd, error.stage, error.error)
-    except OSError as error:
-        _report(report_fd, stage, error.errno or errno.EIO)
-    except BaseException:
-        _report(report_fd, stage, errno.EIO)
+    except BaseException as error:
+        number = error.errno if isinstance(error, OSError) else None
+        with suppress(OSError):  # already closed in the init, or the helper is gone
+            os.write(report_fd, STATUS.pack(stage, number or errno.EIO))
     finally:
         os._exit(125)
 
 
-def _report(fd: int, stage: Stage, error: int) -> None:
-    try:
-        os.write(fd, STATUS.pack(stage, error))
-    except OSError:
-        pass  # already the init, or the helper is gone: there is nobody to tell
-
-
 def _arrange_fds(fds: tuple[int, ...]) -> None:
     """stdin, stdout, stderr, status and result become 0 to 4; everything else is closed."""
-    # Two rounds: a source may be one of the targets.
-    high = [fd if fd > _RESULT_FD else os.dup(fd) for fd in fds]
-    while any(fd <= _RESULT_FD for fd in high):
-        high = [fd if fd > _RESULT_FD else os.dup(fd) for fd in high]
-    for target, fd in enumerate(high):
+    copies = list(fds)
+    while min(copies) <= _RESULT_FD:  # a source must not be a target
+        copies = [fd if fd > _RESULT_FD else os.dup(fd) for fd in copies]
+    for target, fd in enumerate(copies):
         os.dup2(fd, target, inheritable=target <= 2)
     os.closerange(_RESULT_FD + 1, os.sysconf("SC_OPEN_MAX"))
 
 
-def _exec(start: Start) -> NoReturn:
-    """The main process: own session, clean signals, its directory, exec as given."""
+def _enter(directory: bytes) -> None:
+    """The main process: its own session, no terminal, its directory, resolved as the job's uid."""
     os.close(_RESULT_FD)
     os.setsid()
-    try:
-        os.chdir(start.cwd or b"/")
-        if not os.getcwdb().startswith(b"/"):  # "(unreachable)": outside the root, CVE-2024-21626
-            raise OSError(errno.ENOENT, "the working directory is outside the root")
-    except OSError as error:
-        raise StageError(Stage.CHDIR, error.errno or errno.EIO, "chdir") from None
+    os.chdir(directory)
+    if not os.getcwdb().startswith(b"/"):  # "(unreachable)": outside the root, CVE-2024-21626
+        raise FileNotFoundError(errno.ENOENT, "outside the root")
+
+
+def _exec(start: Start) -> NoReturn:
+    """Clean signals, then exec as given; PATH is the job's and is searched in its root."""
     for number in _ALL - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    environment = dict(entry.split(b"=", 1) for entry in start.env)
     os.write(_STATUS_FD, EXEC_NEXT)
-    os.execvpe(start.argv[0], start.argv, environment)
+    os.execvpe(start.argv[0], start.argv, dict(entry.split(b"=", 1) for entry in start.env))
 
 
 def _init(main: int) -> NoReturn:
     """pid 1: reaps orphans, passes signals on, ends with the main process; the kernel ends the rest."""
-    for fd in (0, 1, 2):
+    for fd in (0, 1, 2, _STATUS_FD):
         os.close(fd)
     while True:
         number = signal.sigwaitinfo(_ALL).si_signo
         if number != signal.SIGCHLD:
-            _forward(main, number)
+            # What a terminal sends goes to the whole group, as from a terminal.
+            with suppress(ProcessLookupError, PermissionError):  # not yet its own group, or just dead
+                (os.killpg if number in _GROUP_SIGNALS else os.kill)(main, number)
             continue
-        while True:
+        pid = -1
+        while pid:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == main:
                 os.write(_RESULT_FD, RESULT.pack(status))
                 os._exit(0)
-            if pid == 0:
-                break
-
-
-def _forward(main: int, number: int) -> None:
-    """To the main process; what a terminal sends goes to its whole group, as from a terminal."""
-    try:
-        if number in _GROUP_SIGNALS:
-            os.killpg(main, number)
-        else:
-            os.kill(main, number)
-    except (ProcessLookupError, PermissionError):
-        pass  # not yet its own group, or just dead

@@ -27,50 +27,31 @@ class WireError(Exception):
 class Type(IntEnum):
     """Message types: requests below 128, the helper's replies and events from 128."""
 
-    HELLO = 1
-    START = 2
-    SIGNAL = 3
-    KILL = 4
-    RELEASE = 5
-    SHUTDOWN = 6
-    WELCOME = 128
-    STARTED = 129
-    DONE = 130
-    ERROR = 131
-    EXITED = 132
-    ADOPT = 133
+    HELLO, START, SIGNAL, KILL, RELEASE, SHUTDOWN = 1, 2, 3, 4, 5, 6
+    WELCOME, STARTED, DONE, ERROR, EXITED, ADOPT = 128, 129, 130, 131, 132, 133
 
 
 class Limit(IntEnum):
-    """Limits a START may carry, each a u64."""
+    """Limits a START may carry, each a u64.
 
-    CPU_MILLIS = 1  # thousandths of one core
-    MEMORY_BYTES = 2
-    MEMORY_HIGH_BYTES = 3
-    PIDS = 4
-    READ_BPS = 5  # bytes a second, on each disk that backs the job's files
-    WRITE_BPS = 6
-    READ_IOPS = 7
-    WRITE_IOPS = 8
-    FILE_BYTES = 9  # RLIMIT_FSIZE
-    OPEN_FILES = 10  # RLIMIT_NOFILE
+    CPU_MILLIS: thousandths of one core. *_BPS: bytes a second, *_IOPS: operations a second, on each disk
+    that backs the job's files. FILE_BYTES: RLIMIT_FSIZE. OPEN_FILES: RLIMIT_NOFILE.
+    """
+
+    CPU_MILLIS, MEMORY_BYTES, MEMORY_HIGH_BYTES, PIDS = 1, 2, 3, 4
+    READ_BPS, WRITE_BPS, READ_IOPS, WRITE_IOPS = 5, 6, 7, 8
+    FILE_BYTES, OPEN_FILES = 9, 10
 
 
 class Stage(IntEnum):
-    """Where a request failed; with an errno it is the whole story of an ERROR."""
+    """Where a request failed; with an errno it is the whole story of an ERROR.
 
-    REQUEST = 1  # understood and refused
-    POLICY = 2
-    LIMIT = 3  # over its maximum, or not to be enforced here
-    CAPACITY = 4  # too many jobs, or starts too fast
-    CGROUP = 5
-    CLONE = 6
-    MOUNT = 7
-    NETWORK = 8
-    PRIVILEGE = 9
-    CHDIR = 10
-    EXEC = 11
-    NO_SUCH_JOB = 12
+    REQUEST: understood and refused. LIMIT: over its maximum, or not to be enforced here. CAPACITY: too many
+    jobs, or starts too fast. The rest are steps of a start, but for NO_SUCH_JOB.
+    """
+
+    REQUEST, POLICY, LIMIT, CAPACITY, NO_SUCH_JOB = 1, 2, 3, 4, 5
+    CGROUP, CLONE, MOUNT, NETWORK, PRIVILEGE, CHDIR, EXEC = 16, 17, 18, 19, 20, 21, 22
 
 
 # Field codes: Q u64, I u32, i i32; T a job's tag, 16 bytes opaque to the helper, back in ADOPT;
