@@ -23,15 +23,12 @@ import prctl  # noqa: E402
 from helper import cgroup, policy  # noqa: E402
 from helper.log import log  # noqa: E402
 from helper.monitor import Monitor  # noqa: E402
+from helper.policy import SetupError  # noqa: E402
 from helper.wire import WireError  # noqa: E402
 
 EXIT_SETUP = 125
 EXIT_VIOLATION = 3
 _USAGE = "usage: telehandler-helper [--cgroup-root DIR] [--policy FILE]"
-
-
-class SetupError(Exception):
-    """The helper cannot start; the message says why and what to do."""
 
 
 def _options(arguments: list[str]) -> dict[str, str]:
@@ -101,11 +98,8 @@ def main() -> int:
     """The exit status: 0 after EOF or SIGTERM, 3 after a violation, 125 when it could not start."""
     try:
         monitor = _set_up(sys.argv[1:])
-    except (SetupError, policy.PolicyError, cgroup.CgroupError) as error:
-        log(getattr(error, "strerror", None) or str(error))
-        return EXIT_SETUP
-    except OSError as error:
-        log(f"{error.filename or 'set-up'}: {error.strerror}")
+    except (SetupError, OSError) as error:
+        log(str(error))
         return EXIT_SETUP
     # Nothing of the start-up is garbage: frozen, it is not touched, so not copied, in the children.
     gc.freeze()

@@ -9,7 +9,7 @@ import os
 import stat
 from contextlib import suppress
 
-from helper.policy import CONTROLLERS
+from helper.policy import CONTROLLERS, SetupError
 from helper.wire import Limit
 
 _PREFIX = "telehandler."
@@ -28,10 +28,6 @@ _ROWS = (
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-class CgroupError(OSError):
-    """No usable cgroup v2, or a limit that cannot be enforced; `strerror` says what to do."""
-
-
 def find_root(wanted: str) -> str:
     """`wanted` when it lies on cgroup v2, else the cgroup2 mount below it (a hybrid set-up)."""
     wanted = os.path.realpath(wanted)
@@ -42,7 +38,7 @@ def find_root(wanted: str) -> str:
     for row in rows:
         if row[row.index("-") + 1] == "cgroup2" and row[4].startswith(wanted.rstrip("/") + "/"):
             return row[4]
-    raise CgroupError(errno.ENODEV, f"no cgroup v2 at or below {wanted}: mount cgroup2 there, or name another --cgroup-root")
+    raise SetupError(f"no cgroup v2 at or below {wanted}: mount cgroup2 there, or name another with --cgroup-root")
 
 
 def write(dir_fd: int, name: str, value: str) -> None:
@@ -127,14 +123,14 @@ class Base:
         return os.open(self.job_path(handle), _OPEN_DIR)
 
     def rows(self, limits: dict[Limit, int], without: list[str], disk_list: list[str]) -> list[tuple[str, str]]:
-        """`limits` as files and values; CgroupError when one cannot be enforced and is not in `without`."""
+        """`limits` as files and values; OSError when one cannot be enforced and is not in `without`."""
         usable = self.controllers - (set() if disk_list else {"io"})
         missing = [name for name in CONTROLLERS if name not in usable and name not in without]
         if missing:
             cause = "has no disk to act on" if missing[0] in self.controllers else f"is not available in {self.root}"
             remedy = "the policy's allow_missing_controllers can allow jobs without it"
             text = f"the cgroup controller {missing[0]} {cause}, so its limits cannot be enforced: {remedy}"
-            raise CgroupError(errno.EOPNOTSUPP, text)
+            raise OSError(errno.EOPNOTSUPP, text)
         values = {limit.name.lower(): value for limit, value in limits.items()}
         values["cpu_quota"] = limits[Limit.CPU_MILLIS] * _CPU_PERIOD_USEC // 1000
         rows = [(file, value) for controller, file, value in _ROWS if controller in usable]

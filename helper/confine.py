@@ -14,7 +14,6 @@ import socket
 import stat
 import struct
 from contextlib import suppress
-from typing import NamedTuple
 
 import capng
 import prctl
@@ -44,25 +43,14 @@ _REPLACED = ("/proc", "/sys", "/dev", "/tmp", "/var/tmp", "/run")
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 
-class Step(NamedTuple):
-    """One mount(2) in the new root, printable before it runs."""
-
-    source: str
-    target: str
-    kind: str | None
-    flags: int
-    data: str | None = None
-
-
-def mount_plan(profile: Profile) -> tuple[Step, ...]:
-    """The mounts every job gets, in order, after its root has become `/`."""
-    return (
-        Step("proc", "/proc", "proc", _NOTHING),
-        Step("none", "/sys", "tmpfs", _NOTHING | sc.MS_RDONLY, _EMPTY),
-        # Our own device nodes are the only ones that can be opened: everything else is nodev.
-        Step("dev", "/dev", "tmpfs", _DEV, "size=64k,nr_inodes=64,mode=0755"),
-        Step("tmp", "/tmp", "tmpfs", _SAFE, f"size={profile.tmp_bytes},mode=1777"),
-    )
+# mount(2)'s arguments for the mounts every job gets, in order, after its root has become `/`. Our own
+# device nodes are the only ones that can be opened: everything else is nodev.
+MOUNTS = (
+    ("proc", "/proc", "proc", _NOTHING, None),
+    ("none", "/sys", "tmpfs", _NOTHING | sc.MS_RDONLY, _EMPTY),
+    ("dev", "/dev", "tmpfs", _DEV, "size=64k,nr_inodes=64,mode=0755"),
+    ("tmp", "/tmp", "tmpfs", _SAFE, "size={tmp_bytes},mode=1777"),
+)
 
 
 def change_root(profile: Profile) -> None:
@@ -70,7 +58,8 @@ def change_root(profile: Profile) -> None:
     # Must come first: nothing below may travel back to the host.
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
     root_fd = _detached(profile.root, sc.MS_RDONLY | _SAFE)
-    binds = [(bind, _detached(bind.source, _SAFE | (0 if bind.writable else sc.MS_RDONLY))) for bind in profile.binds]
+    binds = [(bind, _SAFE | sc.MS_RDONLY) for bind in profile.read_only] + [(bind, _SAFE) for bind in profile.writable]
+    trees = [(bind.partition(":")[2], _detached(bind.partition(":")[0], flags)) for bind, flags in binds]
     place_fd = sc.open_nofollow("/tmp")  # exists everywhere; only this namespace sees it covered
     sc.move_mount(root_fd, place_fd)
     os.fchdir(root_fd)
@@ -82,8 +71,8 @@ def change_root(profile: Profile) -> None:
         os.close(fd)
     for path in _REPLACED:
         _uncover(path)
-    for step in mount_plan(profile):
-        sc.mount(*step)
+    for source, target, kind, flags, data in MOUNTS:
+        sc.mount(source, target, kind, flags, data and data.format(tmp_bytes=profile.tmp_bytes))
     _fill_dev(profile.tmp_bytes)
     for name in _MASKED:
         _hide(f"/proc/{name}")
@@ -94,8 +83,8 @@ def change_root(profile: Profile) -> None:
     # Must come after /proc is ours: targets are named through it.
     for path in (*profile.hidden, "/run"):
         _hide(path)
-    for bind, tree_fd in binds:
-        target_fd = sc.open_nofollow(bind.target)
+    for target, tree_fd in trees:
+        target_fd = sc.open_nofollow(target)
         sc.move_mount(tree_fd, target_fd)
         os.close(target_fd)
         os.close(tree_fd)

@@ -10,7 +10,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum
 from signal import SIGKILL, pidfd_send_signal
@@ -22,6 +22,7 @@ from helper.policy import Policy, Profile
 from helper.wire import Limit, Stage, Type, WireError
 
 MAX_QUEUE = 64  # messages towards the api beyond which no request is read
+_HANDED = ("stdout", "stderr", "cgroup")  # the fds that the api gets of a job
 _TICK_MS = 1000  # retries a cgroup removal that met EBUSY
 _END_DEADLINE_S = 10.0  # for the kernel to end killed jobs
 _PASSING = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
@@ -30,9 +31,7 @@ _PASSING = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMA
 class State(Enum):
     """Of the connection."""
 
-    NEW = "new"
-    READY = "ready"
-    ENDING = "ending"
+    NEW, READY, ENDING = range(3)
 
 
 # A later HELLO is a restarted api's: it is answered with the live jobs.
@@ -52,21 +51,21 @@ class Refusal(Exception):
 
 
 class JobState(Enum):
-    STARTING = "starting"  # cloned, exec not yet seen
-    RUNNING = "running"
-    DYING = "dying"  # its init is reaped, its cgroup is not yet empty
-    ENDED = "ended"  # EXITED was made; waits for RELEASE
+    """STARTING: cloned, exec not yet seen. DYING: its init is reaped, its cgroup is not yet empty.
+
+    ENDED: EXITED was made; waits for RELEASE.
+    """
+
+    STARTING, RUNNING, DYING, ENDED = range(4)
 
 
 class Job:
-    """One job of the table. Every fd in `fds` is owned here and closed once."""
+    """One job of the table. It owns `fds`, by name: cgroup, events and those of spawn."""
 
     def __init__(self, handle: int, request_id: int, tag: bytes, uid: int) -> None:
         self.handle, self.request_id, self.tag, self.uid = handle, request_id, tag, uid
-        self.state = JobState.STARTING
-        self.child: spawn.Child
-        self.cgroup_fd, self.events_fd = -1, -1
-        self.fds: set[int] = set()
+        self.state, self.pid = JobState.STARTING, -1
+        self.fds: dict[str, int] = {}
         self.status = b""  # what the status pipe said
         self.failure: Refusal | None = None  # why it never ran
         self.killed = False
@@ -82,7 +81,7 @@ class Monitor:
         self.state = State.NEW
         self.jobs: dict[int, Job] = {}
         # Datagram, its fds, and the job when it is a STARTED.
-        self.queue: deque[tuple[bytes, tuple[int, ...], Job | None]] = deque()
+        self.queue: deque[tuple[bytes, Sequence[int], Job | None]] = deque()
         self.next_handle, self.next_uid = 1, 0
         self.starts: deque[float] = deque([-1.0] * policy.starts_per_second, policy.starts_per_second)
         self.disks = {name: self._disks(profile) for name, profile in policy.profiles.items()}
@@ -93,7 +92,7 @@ class Monitor:
         self._watch(sock.fileno(), select.POLLIN, self._receive)
 
     def _disks(self, profile: Profile) -> list[str]:
-        writable = [bind.source for bind in profile.binds if bind.writable]
+        writable = [bind.partition(":")[0] for bind in profile.writable]
         return cgroup.disks(self.policy.io_devices or [profile.root, *writable])
 
     # The loop
@@ -126,11 +125,10 @@ class Monitor:
         if self.callbacks.pop(fd, None):
             self.poll.unregister(fd)
 
-    def _close(self, job: Job, *fds: int) -> None:
-        for fd in job.fds.intersection(fds):
-            self._unwatch(fd)
-            job.fds.remove(fd)
-            os.close(fd)
+    def _close(self, job: Job, *names: str) -> None:
+        for name in job.fds.keys() & names:
+            self._unwatch(job.fds[name])
+            os.close(job.fds.pop(name))
 
     def _end(self) -> None:
         self.state = State.ENDING
@@ -162,7 +160,7 @@ class Monitor:
             return self._end()
         message = wire.unpack(datagram)
         if flags & socket.MSG_TRUNC or message.fd_count or message.type not in PERMITTED[self.state]:
-            raise WireError(f"{message.type.name} in state {self.state.value}, too long or with fds")
+            raise WireError(f"{message.type.name} in state {self.state.name}, too long or with fds")
         handler: Callable[..., None] = getattr(self, f"_on_{message.type.name.lower()}")
         try:
             handler(message.request_id, **message.fields)
@@ -176,7 +174,7 @@ class Monitor:
         text = str(refusal).encode("utf-8", "replace")[: wire.MAX_TEXT]
         self._send(Type.ERROR, request_id, stage=refusal.stage, errno=refusal.error, text=text)
 
-    def _queue(self, datagram: bytes, fds: tuple[int, ...] = (), started: Job | None = None) -> None:
+    def _queue(self, datagram: bytes, fds: Sequence[int] = (), started: Job | None = None) -> None:
         self.queue.append((datagram, fds, started))
         self._flush()
 
@@ -190,7 +188,7 @@ class Monitor:
                 return None if error.errno in _PASSING else self._end()
             self.queue.popleft()
             if started:  # only the api holds a job's stdin, or the job would never see its end
-                self._close(started, started.child.stdin_fd)
+                self._close(started, "stdin")
 
     # Handlers, one for each request. Each is safe with a hostile api because of what it takes:
 
@@ -204,7 +202,7 @@ class Monitor:
         profiles = ",".join(self.policy.profiles).encode()
         self._send(Type.WELCOME, request_id, missing_controllers=missing, profiles=profiles, **counts)
         for job in known:
-            fds = (job.child.stdout_fd, job.child.stderr_fd, job.cgroup_fd)
+            fds = [job.fds[name] for name in _HANDED]
             self._queue(wire.pack(Type.ADOPT, request_id, len(fds), handle=job.handle, uid=job.uid, tag=job.tag), fds)
         for job in known:
             if job.exited:
@@ -222,27 +220,26 @@ class Monitor:
         try:
             rows = self.base.rows(limits, self.policy.allow_missing_controllers, self.disks[profile.name])
             stage = Stage.CGROUP
-            job.cgroup_fd = self.base.create(job.handle)
-            job.fds.add(job.cgroup_fd)
+            job.fds["cgroup"] = self.base.create(job.handle)
             for file, value in rows:
-                cgroup.write(job.cgroup_fd, file, value)
+                cgroup.write(job.fds["cgroup"], file, value)
             stage = Stage.CLONE
-            job.child = spawn.spawn(start, profile, job.uid, limits, job.cgroup_fd)
+            job.pid, fds = spawn.spawn(start, profile, job.uid, limits, job.fds["cgroup"])
         except OSError as error:
             self._close(job, *job.fds)
             cgroup.remove(self.base.job_path(job.handle))
             raise Refusal(stage, error.errno or errno.EIO, f"{stage.name.lower()}: {error.strerror}") from None
-        job.fds.update(fd for fd in job.child[1:] if fd >= 0)
+        job.fds |= fds
         self.jobs[job.handle] = job
-        self._watch(job.child.status_fd, select.POLLIN, lambda: self._read_status(job))
-        self._watch(job.child.pidfd, select.POLLIN, lambda: self._reap(job))
+        self._watch(fds["status"], select.POLLIN, lambda: self._read_status(job))
+        self._watch(fds["pidfd"], select.POLLIN, lambda: self._reap(job))
 
     # A handle of the table and a signal number; it goes through the pidfd of the job's init.
     def _on_signal(self, request_id: int, handle: int, signal: int) -> None:
         if not 1 <= signal <= wire.MAX_SIGNAL:
             raise WireError(f"signal {signal}")
         with suppress(ProcessLookupError):  # just dead: EXITED is on its way
-            pidfd_send_signal(self._running(handle).child.pidfd, signal)
+            pidfd_send_signal(self._running(handle).fds["pidfd"], signal)
         self._send(Type.DONE, request_id)
 
     # A handle of the table; it goes through its cgroup's fd.
@@ -312,15 +309,14 @@ class Monitor:
     def _read_status(self, job: Job) -> None:
         """The status pipe: EOF after E is a successful exec, the only thing that makes a job run."""
         with suppress(BlockingIOError):
-            piece = os.read(job.child.status_fd, 64)
+            piece = os.read(job.fds["status"], 64)
             job.status += piece
             if piece and len(job.status) < 64:
                 return
-        self._close(job, job.child.status_fd)
+        self._close(job, "status")
         if job.status == spawn.EXEC_NEXT:
             job.state = JobState.RUNNING
-            fds = (job.child.stdout_fd, job.child.stderr_fd, job.cgroup_fd, job.child.stdin_fd)
-            fds = fds if job.child.stdin_fd >= 0 else fds[:3]
+            fds = [job.fds[name] for name in (*_HANDED, "stdin") if name in job.fds]
             datagram = wire.pack(Type.STARTED, job.request_id, len(fds), handle=job.handle, uid=job.uid)
             return self._queue(datagram, fds, job)
         job.failure = Refusal(Stage.CLONE, errno.EIO, "the job's init died before exec")
@@ -333,19 +329,19 @@ class Monitor:
 
     def _kill_job(self, job: Job) -> None:
         job.killed = True
-        cgroup.kill(job.cgroup_fd)
+        cgroup.kill(job.fds["cgroup"])
 
     def _reap(self, job: Job) -> None:
         """The init is dead, and its namespace with it; once."""
-        if job.child.status_fd in job.fds:
+        if "status" in job.fds:
             self._read_status(job)  # what it said last comes first
-        _, _, usage = os.wait4(job.child.pid, 0)  # dead already: does not block
+        _, _, usage = os.wait4(job.pid, 0)  # dead already: does not block
         status = int(SIGKILL)  # of an init that could not report
         with suppress(BlockingIOError):
-            result = os.read(job.child.result_fd, 64)
+            result = os.read(job.fds["result"], 64)
             if len(result) == spawn.RESULT.size:
                 (status,) = spawn.RESULT.unpack(result)
-        self._close(job, job.child.pidfd, job.child.result_fd)
+        self._close(job, "pidfd", "result")
         signaled = os.WIFSIGNALED(status)
         job.facts = {
             "exit_code": 0 if signaled else os.WEXITSTATUS(status),
@@ -359,22 +355,22 @@ class Monitor:
     def _finish(self, job: Job) -> None:
         """Ends a job whose cgroup is empty; else waits for the event that cgroup.events polls."""
         try:
-            if job.events_fd >= 0:
-                os.pread(job.events_fd, 256, 0)  # rearms the event
-            if cgroup.populated(job.cgroup_fd):
-                if job.events_fd < 0:
-                    cgroup.kill(job.cgroup_fd)
-                    job.events_fd = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=job.cgroup_fd)
-                    job.fds.add(job.events_fd)
-                    self._watch(job.events_fd, select.POLLPRI, lambda: None)
+            cgroup_fd = job.fds["cgroup"]
+            if "events" in job.fds:
+                os.pread(job.fds["events"], 256, 0)  # rearms the event
+            if cgroup.populated(cgroup_fd):
+                if "events" not in job.fds:
+                    cgroup.kill(cgroup_fd)
+                    job.fds["events"] = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=cgroup_fd)
+                    self._watch(job.fds["events"], select.POLLPRI, lambda: None)
                 return
-            job.facts["cgroup_usec"] = cgroup.number(job.cgroup_fd, "cpu.stat", "usage_usec")
-            job.facts["memory_peak_bytes"] = cgroup.number(job.cgroup_fd, "memory.peak")
-            job.facts["oom_kills"] = cgroup.number(job.cgroup_fd, "memory.events", "oom_kill")
+            job.facts["cgroup_usec"] = cgroup.number(cgroup_fd, "cpu.stat", "usage_usec")
+            job.facts["memory_peak_bytes"] = cgroup.number(cgroup_fd, "memory.peak")
+            job.facts["oom_kills"] = cgroup.number(cgroup_fd, "memory.events", "oom_kill")
             cgroup.remove(self.base.job_path(job.handle))
         except OSError as error:
             return log(f"job {job.handle}: its cgroup is not removed yet: {error.strerror}")
-        self._close(job, job.events_fd)
+        self._close(job, "events")
         job.state = JobState.ENDED
         if job.failure:
             self._refuse(job.request_id, job.failure)

@@ -1,7 +1,7 @@
 """The root-owned policy: who may ask, which uids, which limits, which views of the file system.
 
-Read once, before the first request. Unknown keys are errors: a misspelt bound must not vanish.
-contrib/policy.toml has every key, explained; the defaults here are the built-in policy.
+Read once, before the first request. policy.toml beside this file is the built-in policy and the
+schema: a file of the administrator's may set its keys anew, and no others.
 """
 
 import os
@@ -9,165 +9,124 @@ import re
 import stat
 import sys
 import tomllib
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 from helper.wire import Limit
 
+BUILT_IN = os.path.join(os.path.dirname(os.path.realpath(__file__)), "policy.toml")
 DEFAULT_PATH = "/etc/telehandler/policy.toml"
 CONTROLLERS = ("cpu", "memory", "io", "pids")
 _MAX_FILE = 1 << 20
-_MIB, _GIB, _TIB = 1 << 20, 1 << 30, 1 << 40
-HIDDEN = "/root /run /boot /mnt /media /etc/telehandler /var/lib/telehandler /var/log".split()
-# limit: (default, maximum); memory_high_bytes defaults to three quarters of memory_bytes.
-LIMITS = {
-    Limit.CPU_MILLIS: (1000, 256_000),
-    Limit.MEMORY_BYTES: (512 * _MIB, _TIB),
-    Limit.MEMORY_HIGH_BYTES: (0, _TIB),
-    Limit.PIDS: (512, 100_000),
-    Limit.READ_BPS: (80 * _MIB, _TIB),
-    Limit.WRITE_BPS: (40 * _MIB, _TIB),
-    Limit.READ_IOPS: (1000, 10_000_000),
-    Limit.WRITE_IOPS: (1000, 10_000_000),
-    Limit.FILE_BYTES: (64 * _GIB, _TIB),
-    Limit.OPEN_FILES: (1024, 1_000_000),
-}
+_PATHS = ("cgroup_root", "root", "io_devices", "hidden")
 
 
-class PolicyError(Exception):
-    """A policy that cannot be trusted or understood; the message names the file, line and key."""
+class SetupError(Exception):
+    """The helper cannot start; the message says why and what to do."""
 
 
 class Policy(SimpleNamespace):
-    """The keys of _TOP, with `uid_first`, `uid_count`, `default` and `maximum` by Limit, `profiles` by name."""
+    """policy.toml's keys; `default` and `maximum` by Limit; `profiles`: a Profile each, by name."""
 
 
 class Profile(SimpleNamespace):
-    """A view of the file system and the network: the keys of _PROFILE and its `name`; binds have _BIND's."""
+    """A view of the file system and the network: the keys of [profile.host] and its `name`."""
 
 
-class _Rule(NamedTuple):
-    default: Any  # its type is the value's; for a list, `valid` is each item's
-    valid: Callable[[Any], bool]
-    wanted: str
+class _Source:
+    """One TOML text, for errors that name the file, line and key."""
 
+    def __init__(self, path: str, text: str) -> None:
+        self.path, self.text = path, text
+        try:
+            self.tables = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise SetupError(f"{path}: {error}") from None
 
-def _range(default: int, low: int, high: int) -> _Rule:
-    return _Rule(default, lambda value: type(value) is int and low <= value <= high, f"from {low} to {high}")
-
-
-def _path(default: Any) -> _Rule:
-    def valid(value: Any) -> bool:
-        return isinstance(value, str) and value.startswith("/") and os.path.normpath(value) == value
-
-    return _Rule(default, valid, "an absolute path without . and ..")
-
-
-def _choice(default: Any, choices: tuple[Any, ...]) -> _Rule:
-    return _Rule(default, lambda value: value in choices, "one of: " + ", ".join(map(str, choices)))
-
-
-def _any_table() -> _Rule:
-    return _Rule({}, lambda _: True, "a table")
-
-
-_TOP = {
-    "allowed_uids": _Rule([], lambda value: type(value) is int and value >= 0, "a number"),
-    "cgroup_root": _path("/sys/fs/cgroup"),
-    "max_jobs": _range(1000, 1, 10_000),
-    "starts_per_second": _range(500, 1, 10_000),
-    "allow_missing_controllers": _choice([], CONTROLLERS),
-    "io_devices": _path([]),
-    "job_uids": _any_table(),
-    "limits": _any_table(),
-    "profile": _any_table(),
-}
-# Clear of every range that distributions and systemd hand out: systemd.io/UIDS-GIDS.
-_UIDS = {"first": _range(1_900_000_000, 1000, (1 << 31) - 1), "count": _range(65_536, 1, 1 << 20)}
-_PROFILE = {
-    "root": _path("/"),
-    "hidden": _path(HIDDEN),
-    "binds": _Rule([], lambda value: isinstance(value, dict), "a table"),
-    "network": _choice("none", ("none", "host")),
-    "tmp_bytes": _range(256 * _MIB, 1, _TIB),
-}
-_BIND = {"source": _path(""), "target": _path(""), "writable": _choice(False, (True, False))}
-
-
-class _Source(NamedTuple):
-    path: str
-    text: str
-
-    def read(self, table: Any, rules: dict[str, _Rule], where: str) -> dict[str, Any]:
-        """`table` with defaults filled in; raises PolicyError at a key or value of no rule."""
-        if not isinstance(table, dict):
-            raise self.error(where, "a table")
-        for key in table:
-            if key not in rules:
-                raise self.error(f"{where}{key}", f"one of: {', '.join(rules)}")
-        for key, rule in rules.items():
-            value = table.get(key, rule.default)
-            items = value if isinstance(value, list) and isinstance(rule.default, list) else [value]
-            given = key in table or not rule.valid("") and rule.default == ""
-            if given and not (type(value) is type(rule.default) and all(map(rule.valid, items))):
-                raise self.error(f"{where}{key}", rule.wanted)
-        return {key: table.get(key, rule.default) for key, rule in rules.items()}
-
-    def error(self, key: str, wanted: str) -> PolicyError:
+    def error(self, key: str, wanted: str) -> SetupError:
         name = re.escape(key.rpartition(".")[2])
         found = re.search(rf"^[\[\s\w.]*\b{name}\b", self.text, re.MULTILINE)
         line = self.text.count("\n", 0, found.end()) + 1 if found else 1
-        return PolicyError(f"{self.path}, line {line}: {key} must be {wanted}")
+        return SetupError(f"{self.path}, line {line}: {key} must be {wanted}")
+
+    def merge(self, base: dict[str, Any], given: dict[str, Any], where: str) -> dict[str, Any]:
+        """`base` with `given` in it, of the same keys and types; raises SetupError."""
+        result = dict(base)
+        for key, value in given.items():
+            name = f"{where}{key}"
+            if where == "profile." and isinstance(value, dict):
+                result[key] = self.merge(base.get(key, base["host"]), value, f"{name}.")
+            elif key not in base:
+                raise self.error(name, f"one of: {', '.join(base)}")
+            elif type(value) is not type(base[key]):
+                raise self.error(name, f"a {type(base[key]).__name__}")
+            elif isinstance(value, dict):
+                result[key] = self.merge(base[key], value, f"{name}.")
+            else:
+                self.check(key, name, value)
+                result[key] = value
+        return result
+
+    def check(self, key: str, name: str, value: Any) -> None:
+        """One value on its own; what hangs together is `parse`'s."""
+        items = value if isinstance(value, list) else [value]
+        if key in _PATHS and not all(isinstance(item, str) and _normal(item) for item in items):
+            raise self.error(name, "an absolute path without . and ..")
+        if key in ("read_only", "writable") and not all(isinstance(item, str) and _bind(item) for item in items):
+            raise self.error(name, 'a list of "/source:/target"')
+        if key == "network" and value not in ("none", "host"):
+            raise self.error(name, '"none" or "host"')
+        if key == "allow_missing_controllers" and not all(item in CONTROLLERS for item in items):
+            raise self.error(name, f"a list of: {', '.join(CONTROLLERS)}")
+        if key == "allowed_uids" and not all(type(item) is int for item in items):
+            raise self.error(name, "a list of numbers")
+        if type(value) is int and not 1 <= value < 1 << 62:
+            raise self.error(name, "a number of 1 or more")
+
+
+def _normal(path: str) -> bool:
+    return path.startswith("/") and os.path.normpath(path) == path
+
+
+def _bind(text: str) -> bool:
+    source, _, target = text.partition(":")
+    return _normal(source) and _normal(target)
 
 
 def parse(path: str, text: str) -> Policy:
-    """The policy in `text`; `path` is for messages. Raises PolicyError."""
+    """The built-in policy with `text` in it; `path` is for messages. Raises SetupError."""
     source = _Source(path, text)
-    try:
-        top = source.read(tomllib.loads(text), _TOP, "")
-    except tomllib.TOMLDecodeError as error:
-        raise PolicyError(f"{path}: {error}") from None
-    uids = source.read(top.pop("job_uids"), _UIDS, "job_uids.")
-    tables = source.read(top.pop("limits"), {"default": _any_table(), "maximum": _any_table()}, "limits.")
-    bounds = {limit.name.lower(): _range(high, 1, 1 << 62) for limit, (_, high) in LIMITS.items()}
-    maximum = source.read(tables["maximum"], bounds, "limits.maximum.")
-    rules = {limit.name.lower(): _range(low, 1, maximum[limit.name.lower()]) for limit, (low, _) in LIMITS.items()}
-    default = source.read(tables["default"], rules, "limits.default.")
+    with open(BUILT_IN, encoding="utf-8") as file:
+        top = source.merge(_Source(BUILT_IN, file.read(_MAX_FILE)).tables, source.tables, "")
+    default, maximum = top["limits"]["default"], top["limits"]["maximum"]
     default["memory_high_bytes"] = default["memory_high_bytes"] or default["memory_bytes"] * 3 // 4
-    over = [key for key, value in default.items() if value > maximum[key]]
-    if over:
-        raise source.error(f"limits.maximum.{over[0]}", "at least the default")
-    profiles = {}
-    for name, table in (top.pop("profile") or {"host": {}}).items():
-        where = f"profile.{name}."
-        profile = source.read(table, _PROFILE, where)
-        profile["binds"] = [SimpleNamespace(**source.read(row, _BIND, f"{where}binds.")) for row in profile["binds"]]
-        profiles[name] = Profile(name=name, **profile)
-    if uids["first"] + uids["count"] > 1 << 31 or uids["count"] < top["max_jobs"]:
-        raise source.error("job_uids.count", "at least max_jobs, and end below 2^31")
-    by_limit = [{limit: table[limit.name.lower()] for limit in LIMITS} for table in (default, maximum)]
-    top |= {"uid_first": uids["first"], "uid_count": uids["count"], "default": by_limit[0], "maximum": by_limit[1]}
-    return Policy(**top, profiles=profiles)
+    for key, value in default.items():
+        if value > maximum[key]:
+            raise source.error(f"limits.maximum.{key}", "at least the default")
+    first, count = top["job_uids"]["first"], top["job_uids"]["count"]
+    if first < 1000 or first + count > 1 << 31 or count < top["max_jobs"]:
+        raise source.error("job_uids", "from 1000 to 2^31 - 1 and hold max_jobs")
+    top |= {key: {Limit[name.upper()]: value for name, value in table.items()} for key, table in top["limits"].items()}
+    profiles = {name: Profile(name=name, **table) for name, table in top["profile"].items()}
+    return Policy(profiles=profiles, uid_first=first, uid_count=count, **top)
 
 
 def load(path: str | None, seen: set[str]) -> Policy:
-    """The policy of `path`, else of DEFAULT_PATH, else the built-in one. Raises PolicyError."""
+    """The policy of `path`, else of DEFAULT_PATH, else the built-in one. Raises SetupError."""
     chosen = path or DEFAULT_PATH
+    trusted(BUILT_IN, seen)
+    if not path and not os.path.exists(chosen):
+        return parse(BUILT_IN, "")
     try:
         trusted(chosen, seen)
         with open(chosen, encoding="utf-8") as file:
             return parse(chosen, file.read(_MAX_FILE))
-    except FileNotFoundError:
-        if path:
-            raise PolicyError(f"{path}: no such policy file") from None
-        return parse("built-in policy", "")
     except (OSError, UnicodeDecodeError) as error:
-        raise PolicyError(f"{chosen}: {error}") from None
+        raise SetupError(f"the policy cannot be read: {error}") from None
 
 
 def trusted(path: str, seen: set[str]) -> None:
-    """Raises PolicyError unless `path` and all its parents are root's and nobody else can write them.
+    """Raises SetupError unless `path` and all its parents are root's and nobody else can write them.
 
     A sticky directory counts: others cannot rename what root has in it. `seen` saves repeated work.
     """
@@ -177,7 +136,7 @@ def trusted(path: str, seen: set[str]) -> None:
         sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
         if status.st_uid != 0 or (status.st_mode & 0o022 and not sticky):
             found = f"uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o}"
-            raise PolicyError(f"{path} is not root's alone ({found}): chown root:root and chmod go-w")
+            raise SetupError(f"{path} is not root's alone ({found}): chown root:root and chmod go-w")
         seen.add(path)
         path = os.path.dirname(path)
 

@@ -10,8 +10,8 @@ import os
 import signal
 import socket
 import struct
-from contextlib import ExitStack, suppress
-from typing import NamedTuple, NoReturn
+from contextlib import suppress
+from typing import NoReturn
 
 from helper import confine
 from helper import syscalls as sc
@@ -21,57 +21,49 @@ from helper.wire import FLAG_STDIN, Limit, Stage, Start
 STATUS = struct.Struct("<ii")  # stage, errno
 RESULT = struct.Struct("<i")  # wait status of the main process
 EXEC_NEXT = b"E"
+_CHILD_FDS = ("stdin", "stdout", "stderr", "status", "result")  # as 0 to 4
 _STATUS_FD, _RESULT_FD = 3, 4
 _GROUP_SIGNALS = (signal.SIGINT, signal.SIGQUIT)
 _NAMESPACES = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC
 _ALL = signal.valid_signals()
 
 
-class Child(NamedTuple):
-    """A child between clone and exec; each fd is the helper's to close."""
+def spawn(
+    start: Start, profile: Profile, uid: int, limits: dict[Limit, int], cgroup_fd: int
+) -> tuple[int, dict[str, int]]:
+    """Clones the job's init into the cgroup: its pid, and our fds of it, by name.
 
-    pid: int
-    pidfd: int
-    status_fd: int
-    result_fd: int
-    stdout_fd: int
-    stderr_fd: int
-    stdin_fd: int  # -1: not asked for
-
-
-def spawn(start: Start, profile: Profile, uid: int, limits: dict[Limit, int], cgroup_fd: int) -> Child:
-    """Clones the job's init into the cgroup. Raises OSError; nothing is left open then."""
-    with ExitStack() as ours, ExitStack() as childs:
-
-        def pipe() -> tuple[int, int]:
-            read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-            ours.callback(os.close, read_fd)
-            childs.callback(os.close, write_fd)
-            return read_fd, write_fd
-
-        reads, writes = zip(*[pipe() for _ in range(4)], strict=True)  # status, result, stdout, stderr
-        os.set_blocking(reads[0], False)
-        os.set_blocking(reads[1], False)
-        stdin_r, stdin_w = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC), -1
+    pidfd, status, result, stdout, stderr, and stdin where asked. Raises OSError; nothing is left open then.
+    """
+    ours, childs = {}, {}
+    try:
+        for name in ("status", "result", "stdout", "stderr"):
+            ours[name], childs[name] = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(ours["status"], False)
+        os.set_blocking(ours["result"], False)
         if start.flags & FLAG_STDIN:
-            os.close(stdin_r)
-            stdin_r, stdin_w = os.pipe2(os.O_CLOEXEC)
-            ours.callback(os.close, stdin_w)
-        childs.callback(os.close, stdin_r)
+            childs["stdin"], ours["stdin"] = os.pipe2(os.O_CLOEXEC)
+        else:
+            childs["stdin"] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         network = 0 if profile.network == "host" else sc.CLONE_NEWNET
         # Blocked across the clone, so that a signal meant for the helper finds no handler in the child.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
         try:
-            pid, pidfd = sc.clone3(_NAMESPACES | network, cgroup_fd)
+            pid, ours["pidfd"] = sc.clone3(_NAMESPACES | network, cgroup_fd)
             if pid == 0:
-                _child(start, profile, uid, limits, (stdin_r, *writes[2:], *writes[:2]))
+                _child(start, profile, uid, limits, [childs[name] for name in _CHILD_FDS])
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        ours.pop_all()
-        return Child(pid, pidfd, *reads, stdin_w)
+        return pid, ours
+    except OSError:
+        childs |= {f"our {name}": fd for name, fd in ours.items()}
+        raise
+    finally:
+        for fd in childs.values():
+            os.close(fd)
 
 
-def _child(start: Start, profile: Profile, uid: int, limits: dict[Limit, int], fds: tuple[int, ...]) -> NoReturn:
+def _child(start: Start, profile: Profile, uid: int, limits: dict[Limit, int], fds: list[int]) -> NoReturn:
     """Everything the child does. BaseException: not even KeyboardInterrupt may run the helper's code."""
     report_fd, stage = fds[3], Stage.CLONE
     try:
@@ -107,9 +99,9 @@ def _child(start: Start, profile: Profile, uid: int, limits: dict[Limit, int], f
         os._exit(125)
 
 
-def _arrange_fds(fds: tuple[int, ...]) -> None:
+def _arrange_fds(fds: list[int]) -> None:
     """stdin, stdout, stderr, status and result become 0 to 4; everything else is closed."""
-    copies = list(fds)
+    copies = fds
     while min(copies) <= _RESULT_FD:  # a source must not be a target
         copies = [fd if fd > _RESULT_FD else os.dup(fd) for fd in copies]
     for target, fd in enumerate(copies):
