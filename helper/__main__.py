@@ -12,6 +12,7 @@ import signal
 import socket
 import struct
 import sys
+from contextlib import suppress
 
 _HERE = os.path.dirname(os.path.realpath(__file__))
 sys.path = [path for path in sys.path if os.path.realpath(path or ".") != _HERE]
@@ -21,9 +22,7 @@ sys.path += ["/usr/lib/python3/dist-packages", os.path.dirname(_HERE)]
 import prctl  # noqa: E402
 
 from helper import cgroup, policy  # noqa: E402
-from helper.log import log  # noqa: E402
 from helper.monitor import Monitor  # noqa: E402
-from helper.policy import SetupError  # noqa: E402
 from helper.wire import WireError  # noqa: E402
 
 EXIT_SETUP = 125
@@ -31,12 +30,18 @@ EXIT_VIOLATION = 3
 _USAGE = "usage: telehandler-helper [--cgroup-root DIR] [--policy FILE]"
 
 
+def log(message: str) -> None:
+    """One line on stderr, escaped and bounded. Never argv, env or output (S33)."""
+    with suppress(OSError):  # nobody reads: that must not end a job
+        os.write(2, f"telehandler-helper: {ascii(message)[1:-1][:500]}\n".encode())
+
+
 def _options(arguments: list[str]) -> dict[str, str]:
     """The options by name. Anything unknown is an error."""
     options = dict(zip(arguments[::2], arguments[1::2], strict=False))
     absolute = all(map(os.path.isabs, options.values()))
     if len(arguments) % 2 or not absolute or not options.keys() <= {"--cgroup-root", "--policy"}:
-        raise SetupError(_USAGE)
+        raise policy.SetupError(_USAGE)
     return options
 
 
@@ -44,17 +49,16 @@ def _socket(allowed_uids: list[int]) -> socket.socket:
     """fd 0 as the connected socket, its peer checked (S7)."""
     try:
         sock = socket.socket(fileno=0)
-        kind = sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     except OSError:
-        raise SetupError("stdin is not a socket: telehandler server and telehandler local start the helper") from None
-    if sock.family != socket.AF_UNIX or kind != socket.SOCK_SEQPACKET:
-        raise SetupError("stdin is not a unix seqpacket socket")
+        raise policy.SetupError(
+            "stdin is not a socket: telehandler server and telehandler local start the helper"
+        ) from None
     # Root, the caller of the setuid wrapper, the user behind sudo: who started us holds the other end.
     callers = {0, os.getuid(), int(os.environ.get("SUDO_UID", "0"))}
     uid = struct.unpack("3i", credentials)[1]
     if uid not in callers or (allowed_uids and uid not in allowed_uids):
-        raise SetupError(f"uid {uid} may not use the helper: see allowed_uids in the policy")
+        raise policy.SetupError(f"uid {uid} may not use the helper: see allowed_uids in the policy")
     return sock
 
 
@@ -72,9 +76,9 @@ def _catch_signals() -> int:
 def _set_up(arguments: list[str]) -> Monitor:
     options = _options(arguments)
     if os.geteuid() != 0:
-        raise SetupError("the helper must run as root: by sudo, the setuid wrapper, or from a root shell")
+        raise policy.SetupError("the helper must run as root: by sudo, the setuid wrapper, or from a root shell")
     if os.uname().machine != "x86_64":
-        raise SetupError(f"this machine is {os.uname().machine}; the helper knows x86_64 only")
+        raise policy.SetupError(f"this machine is {os.uname().machine}; the helper knows x86_64 only")
     prctl.set_dumpable(0)
     seen: set[str] = set()
     policy.trusted_code(seen)
@@ -98,15 +102,15 @@ def main() -> int:
     """The exit status: 0 after EOF or SIGTERM, 3 after a violation, 125 when it could not start."""
     try:
         monitor = _set_up(sys.argv[1:])
-    except (SetupError, OSError) as error:
+    except (policy.SetupError, OSError) as error:
         log(str(error))
         return EXIT_SETUP
     # Nothing of the start-up is garbage: frozen, it is not touched, so not copied, in the children.
     gc.freeze()
     try:
         monitor.run()
-    except WireError as error:
-        log(f"protocol violation, every job was killed: {error}")
+    except (WireError, OSError) as error:
+        log(f"every job was killed: {type(error).__name__}: {error}")
         return EXIT_VIOLATION
     return 0
 

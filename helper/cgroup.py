@@ -10,7 +10,6 @@ import stat
 from contextlib import suppress
 
 from helper.policy import CONTROLLERS, SetupError
-from helper.wire import Limit
 
 _PREFIX = "telehandler."
 _CPU_PERIOD_USEC = 100_000
@@ -61,13 +60,15 @@ def number(dir_fd: int, name: str, key: str = "") -> int:
     return int(words[words.index(key) + 1 if key else 0])
 
 
-def populated(dir_fd: int) -> bool:
-    return number(dir_fd, "cgroup.events", "populated") == 1
-
-
 def kill(dir_fd: int) -> None:
     """SIGKILL to everything in the cgroup and below; nothing can be born into it afterwards."""
     write(dir_fd, "cgroup.kill", "1")
+
+
+def facts(dir_fd: int) -> dict[str, int]:
+    """What EXITED tells of a cgroup."""
+    cpu, oom = number(dir_fd, "cpu.stat", "usage_usec"), number(dir_fd, "memory.events", "oom_kill")
+    return {"cgroup_usec": cpu, "oom_kills": oom, "memory_peak_bytes": number(dir_fd, "memory.peak")}
 
 
 def remove(path: str) -> None:
@@ -82,11 +83,12 @@ def disks(paths: list[str]) -> list[str]:
     found = set()
     for status in map(os.stat, paths):
         device = status.st_rdev if stat.S_ISBLK(status.st_mode) else status.st_dev
-        path = os.path.realpath(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
-        if os.path.exists(f"{path}/partition"):
-            path = os.path.dirname(path)
-        with suppress(FileNotFoundError), open(f"{path}/dev", encoding="ascii") as file:
-            found.add(file.read().strip())
+        path = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
+        # A partition lies in its disk's directory.
+        files = [file for file in (f"{path}/../dev", f"{path}/dev") if os.path.exists(file)]
+        for file in files[:1]:
+            with open(file, encoding="ascii") as lines:
+                found.add(lines.read().strip())
     return sorted(found)
 
 
@@ -122,7 +124,7 @@ class Base:
         os.mkdir(self.job_path(handle), 0o755)
         return os.open(self.job_path(handle), _OPEN_DIR)
 
-    def rows(self, limits: dict[Limit, int], without: list[str], disk_list: list[str]) -> list[tuple[str, str]]:
+    def rows(self, limits: dict[str, int], without: list[str], disk_list: list[str]) -> list[tuple[str, str]]:
         """`limits` as files and values; OSError when one cannot be enforced and is not in `without`."""
         usable = self.controllers - (set() if disk_list else {"io"})
         missing = [name for name in CONTROLLERS if name not in usable and name not in without]
@@ -131,11 +133,10 @@ class Base:
             remedy = "the policy's allow_missing_controllers can allow jobs without it"
             text = f"the cgroup controller {missing[0]} {cause}, so its limits cannot be enforced: {remedy}"
             raise OSError(errno.EOPNOTSUPP, text)
-        values = {limit.name.lower(): value for limit, value in limits.items()}
-        values["cpu_quota"] = limits[Limit.CPU_MILLIS] * _CPU_PERIOD_USEC // 1000
+        quota = limits["cpu_millis"] * _CPU_PERIOD_USEC // 1000
         rows = [(file, value) for controller, file, value in _ROWS if controller in usable]
         return [
-            (file, value.format(disk=disk, **values))
+            (file, value.format(disk=disk, cpu_quota=quota, **limits))
             for file, value in rows
             for disk in (disk_list if file == "io.max" else [""])
         ]

@@ -8,7 +8,6 @@ import errno
 import fcntl
 import os
 import resource
-import select
 import signal
 import socket
 import stat
@@ -21,7 +20,6 @@ import prctl
 from helper import seccomp
 from helper import syscalls as sc
 from helper.policy import Profile
-from helper.wire import Limit
 
 HOSTNAME = "sandbox"
 FILTER = seccomp.program()
@@ -70,7 +68,10 @@ def change_root(profile: Profile) -> None:
     for fd in (root_fd, place_fd):
         os.close(fd)
     for path in _REPLACED:
-        _uncover(path)
+        # Covered below in any case; detached, the job does not even see the name of what was there.
+        with suppress(OSError):
+            while True:
+                sc.umount2(path, sc.MNT_DETACH)
     for source, target, kind, flags, data in MOUNTS:
         sc.mount(source, target, kind, flags, data and data.format(tmp_bytes=profile.tmp_bytes))
     _fill_dev(profile.tmp_bytes)
@@ -97,16 +98,6 @@ def _detached(path: str, flags: int) -> int:
     os.close(path_fd)
     sc.mount_setattr(tree_fd, flags)
     return tree_fd
-
-
-def _uncover(path: str) -> None:
-    """Detaches what the host has mounted at `path`, so that the job does not even see its name."""
-    try:
-        while True:
-            sc.umount2(path, sc.MNT_DETACH)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOENT):  # no mount (any more), or no such path
-            raise
 
 
 def _fill_dev(shm_bytes: int) -> None:
@@ -143,9 +134,9 @@ def set_up_network() -> None:
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", flags | _IFF_UP))
 
 
-def set_rlimits(limits: dict[Limit, int]) -> None:
+def set_rlimits(limits: dict[str, int]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for limit, kind in ((Limit.OPEN_FILES, resource.RLIMIT_NOFILE), (Limit.FILE_BYTES, resource.RLIMIT_FSIZE)):
+    for limit, kind in (("open_files", resource.RLIMIT_NOFILE), ("file_bytes", resource.RLIMIT_FSIZE)):
         resource.setrlimit(kind, (limits[limit], limits[limit]))
 
 
@@ -165,6 +156,8 @@ def drop_privileges(uid: int) -> None:
         raise PermissionError(errno.EPERM, "capng_apply failed")
     prctl.set_no_new_privs(1)
     prctl.set_dumpable(0)  # the init's memory is a copy of the helper's
+    # After the change of uid, which clears it: prctl(2). Had the helper died before, the status pipe would tell.
+    prctl.set_pdeathsig(signal.SIGKILL)
     sc.set_seccomp_filter(FILTER)
     _read_back(uid)
 
@@ -181,15 +174,3 @@ def _read_back(uid: int) -> None:
         wrong.append("uid 0 came back")
     if wrong:
         raise PermissionError(errno.EPERM, f"not as wanted after the drop: {wrong}")
-
-
-def die_with_helper(helper_pipe_fd: int) -> None:
-    """SIGKILL when the helper dies. Must come after the change of uid, which clears it: prctl(2).
-
-    Raises when the helper died before: the reader of our end of its pipe is then gone.
-    """
-    prctl.set_pdeathsig(signal.SIGKILL)
-    poll = select.poll()
-    poll.register(helper_pipe_fd, 0)
-    if poll.poll(0):
-        raise ProcessLookupError(errno.ESRCH, "the helper has died")

@@ -10,19 +10,17 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
 from signal import SIGKILL, pidfd_send_signal
 from typing import Any
 
 from helper import cgroup, spawn, wire
-from helper.log import log
 from helper.policy import Policy, Profile
-from helper.wire import Limit, Stage, Type, WireError
+from helper.wire import Stage, Type, WireError
 
 MAX_QUEUE = 64  # messages towards the api beyond which no request is read
-_HANDED = ("stdout", "stderr", "cgroup")  # the fds that the api gets of a job
 _TICK_MS = 1000  # retries a cgroup removal that met EBUSY
 _END_DEADLINE_S = 10.0  # for the kernel to end killed jobs
 _PASSING = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
@@ -69,24 +67,24 @@ class Job:
         self.status = b""  # what the status pipe said
         self.failure: Refusal | None = None  # why it never ran
         self.killed = False
-        self.facts: dict[str, int] = {}  # of EXITED
-        self.exited = b""  # the EXITED datagram, kept for an api that comes later
+        self.facts: dict[str, int] = {"handle": handle}  # EXITED's fields
+
+    def handed(self) -> tuple[int, ...]:
+        """The fds that the api gets."""
+        return self.fds["stdout"], self.fds["stderr"], self.fds["cgroup"]
 
 
 class Monitor:
     """Owns the socket, the table of jobs and the poll set."""
 
     def __init__(self, sock: socket.socket, policy: Policy, base: cgroup.Base, signal_fd: int) -> None:
-        self.sock, self.policy, self.base = sock, policy, base
+        self.sock, self.policy, self.base, self.signal_fd = sock, policy, base, signal_fd
         self.state = State.NEW
         self.jobs: dict[int, Job] = {}
-        # Datagram, its fds, and the job when it is a STARTED.
-        self.queue: deque[tuple[bytes, Sequence[int], Job | None]] = deque()
-        self.next_handle, self.next_uid = 1, 0
+        self.queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self.next_handle = 1
         self.starts: deque[float] = deque([-1.0] * policy.starts_per_second, policy.starts_per_second)
         self.disks = {name: self._disks(profile) for name, profile in policy.profiles.items()}
-        with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
-            self.last_capability = int(file.read())
         self.poll, self.callbacks = select.poll(), dict[int, Callable[[], None]]()
         self._watch(signal_fd, select.POLLIN, self._end)
         self._watch(sock.fileno(), select.POLLIN, self._receive)
@@ -137,6 +135,7 @@ class Monitor:
         """Kills every job, waits for the kernel to end it, removes every cgroup."""
         self._end()
         self._unwatch(self.sock.fileno())
+        self._unwatch(self.signal_fd)
         for job in self.jobs.values():
             if job.state is not JobState.ENDED:
                 self._kill_job(job)
@@ -167,28 +166,23 @@ class Monitor:
         except Refusal as refusal:
             self._refuse(message.request_id, refusal)
 
-    def _send(self, kind: Type, request_id: int, **fields: Any) -> None:
-        self._queue(wire.pack(kind, request_id, **fields))
+    def _send(self, kind: Type, request_id: int, fds: tuple[int, ...] = (), **fields: Any) -> None:
+        self.queue.append((wire.pack(kind, request_id, len(fds), **fields), fds))
+        self._flush()
 
     def _refuse(self, request_id: int, refusal: Refusal) -> None:
         text = str(refusal).encode("utf-8", "replace")[: wire.MAX_TEXT]
-        self._send(Type.ERROR, request_id, stage=refusal.stage, errno=refusal.error, text=text)
-
-    def _queue(self, datagram: bytes, fds: Sequence[int] = (), started: Job | None = None) -> None:
-        self.queue.append((datagram, fds, started))
-        self._flush()
+        self._send(Type.ERROR, request_id, stage=refusal.stage, errno=refusal.error, text=[text])
 
     def _flush(self) -> None:
         while self.queue:
-            datagram, fds, started = self.queue[0]
+            datagram, fds = self.queue[0]
             try:
                 socket.send_fds(self.sock, [datagram], fds, socket.MSG_DONTWAIT)
             except OSError as error:
                 # The passing ones are tried again at the next turn; else the peer is gone.
                 return None if error.errno in _PASSING else self._end()
             self.queue.popleft()
-            if started:  # only the api holds a job's stdin, or the job would never see its end
-                self._close(started, "stdin")
 
     # Handlers, one for each request. Each is safe with a hostile api because of what it takes:
 
@@ -196,35 +190,37 @@ class Monitor:
     def _on_hello(self, request_id: int) -> None:
         self.state = State.READY
         self.queue.clear()  # of an api before: it is gone, and its requests with it
-        known = [job for job in self.jobs.values() if job.state is not JobState.STARTING and not job.failure]
-        missing = ",".join(name for name in cgroup.CONTROLLERS if name not in self.base.controllers).encode()
-        counts = {"live_jobs": len(known), "max_jobs": self.policy.max_jobs}
-        profiles = ",".join(self.policy.profiles).encode()
-        self._send(Type.WELCOME, request_id, missing_controllers=missing, profiles=profiles, **counts)
+        for job in self.jobs.values():
+            if job.state is JobState.STARTING and not job.failure:
+                job.failure = Refusal(Stage.CLONE, errno.ECANCELED, "the api that asked has gone")
+                self._kill_job(job)
+        known = [job for job in self.jobs.values() if not job.failure]
+        missing = [name.encode() for name in cgroup.CONTROLLERS if name not in self.base.controllers]
+        lists = {"missing_controllers": missing, "profiles": [name.encode() for name in self.policy.profiles]}
+        self._send(Type.WELCOME, request_id, live_jobs=len(known), max_jobs=self.policy.max_jobs, **lists)
         for job in known:
-            fds = [job.fds[name] for name in _HANDED]
-            self._queue(wire.pack(Type.ADOPT, request_id, len(fds), handle=job.handle, uid=job.uid, tag=job.tag), fds)
+            self._send(Type.ADOPT, request_id, job.handed(), handle=job.handle, uid=job.uid, tag=job.tag)
         for job in known:
-            if job.exited:
-                self._queue(job.exited)
+            if job.state is JobState.ENDED:
+                self._send(Type.EXITED, 0, **job.facts)
 
     # argv, env, a directory and a profile's name, for a process without privileges; uid, cgroup,
     # mounts and maxima are decided here. Counts and sizes are the wire's.
-    def _on_start(self, request_id: int, **fields: Any) -> None:
-        start = wire.Start(**fields)
-        profile, limits = self._decide(start)
-        job = Job(self.next_handle, request_id, start.tag, self._fresh_uid())
+    def _on_start(self, request_id: int, tag: bytes, **fields: Any) -> None:
+        order = self._decide(**fields)
+        job = Job(self.next_handle, request_id, tag, order.uid)
         self.next_handle += 1
         self.starts.append(time.monotonic())
         stage = Stage.LIMIT
         try:
-            rows = self.base.rows(limits, self.policy.allow_missing_controllers, self.disks[profile.name])
+            disks = self.disks[order.profile.name]
+            rows = self.base.rows(order.limits, self.policy.allow_missing_controllers, disks)
             stage = Stage.CGROUP
             job.fds["cgroup"] = self.base.create(job.handle)
             for file, value in rows:
                 cgroup.write(job.fds["cgroup"], file, value)
             stage = Stage.CLONE
-            job.pid, fds = spawn.spawn(start, profile, job.uid, limits, job.fds["cgroup"])
+            job.pid, fds = spawn.spawn(order, job.fds["cgroup"])
         except OSError as error:
             self._close(job, *job.fds)
             cgroup.remove(self.base.job_path(job.handle))
@@ -252,7 +248,7 @@ class Monitor:
         job = self.jobs.get(handle)
         if job is None:
             raise Refusal(Stage.NO_SUCH_JOB, errno.ESRCH, "no such job")
-        if job.state is not JobState.ENDED or any(row[0] is job.exited for row in self.queue):
+        if job.state is not JobState.ENDED or (wire.pack(Type.EXITED, 0, **job.facts), ()) in self.queue:
             raise WireError("RELEASE before EXITED")
         self._forget(job)
         self._send(Type.DONE, request_id)
@@ -270,39 +266,34 @@ class Monitor:
 
     # What a START may have
 
-    def _decide(self, start: wire.Start) -> tuple[Profile, dict[Limit, int]]:
+    def _decide(self, place: list[bytes], argv: list[bytes], env: list[bytes], **limits: int) -> spawn.Order:
         """The policy's verdict on a START. Raises Refusal, or WireError where no api of ours would ask."""
         policy = self.policy
-        names = [entry.partition(b"=")[0] for entry in start.env if b"=" in entry]
-        if not start.argv or not start.argv[0] or not all(names) or len(set(names)) != len(start.env):
+        names = [entry.partition(b"=")[0] for entry in env if b"=" in entry]
+        if not argv or not argv[0] or not all(names) or len(set(names)) != len(env):
             raise WireError("argv is empty, or env is not a list of distinct NAME=value")
-        if start.flags & ~wire.FLAG_STDIN:
-            raise WireError("unknown flags")
+        if len(place) != 2:
+            raise WireError("place is not a profile and a directory")
         if len(self.jobs) >= policy.max_jobs or time.monotonic() - self.starts[0] < 1:
             bounds = f"{policy.max_jobs} jobs, {policy.starts_per_second} starts a second"
             raise Refusal(Stage.CAPACITY, errno.EAGAIN, f"the policy's bounds are reached: {bounds}")
-        profile = policy.profiles.get(start.profile.decode("utf-8", "replace") or next(iter(policy.profiles)))
+        profile = policy.profiles.get(place[0].decode("utf-8", "replace") or next(iter(policy.profiles)))
         if profile is None:
             raise Refusal(Stage.POLICY, errno.EINVAL, f"the policy's profiles are: {', '.join(policy.profiles)}")
-        if start.cwd and (not start.cwd.startswith(b"/") or (start.cwd + b"/").startswith(b"/proc/")):
+        cwd = place[1] or b"/"
+        if not cwd.startswith(b"/") or (cwd + b"/").startswith(b"/proc/"):
             raise Refusal(Stage.CHDIR, errno.EINVAL, "the working directory must be absolute and outside /proc")
-        asked = start.limits
-        if Limit.MEMORY_BYTES in asked:
-            asked.setdefault(Limit.MEMORY_HIGH_BYTES, asked[Limit.MEMORY_BYTES] * 3 // 4)
-        for limit, value in asked.items():
-            if not 1 <= value <= policy.maximum[limit]:
-                text = f"{limit.name.lower()} {value} is not from 1 to {policy.maximum[limit]}, the policy's maximum"
-                raise Refusal(Stage.LIMIT, errno.EINVAL, text)
-        return profile, policy.default | asked
-
-    def _fresh_uid(self) -> int:
-        """The next uid of the range that no job of the table has; the range holds max_jobs."""
+        asked = {name: value for name, value in limits.items() if value}
+        if "memory_bytes" in asked:
+            asked.setdefault("memory_high_bytes", asked["memory_bytes"] * 3 // 4)
+        over = [f"{name} is over {policy.maximum[name]}" for name in asked if asked[name] > policy.maximum[name]]
+        if over:
+            raise Refusal(Stage.LIMIT, errno.EINVAL, f"{over[0]}, the policy's maximum")
         used = {job.uid for job in self.jobs.values()}
-        while True:
-            uid = self.policy.uid_first + self.next_uid % self.policy.uid_count
-            self.next_uid += 1
-            if uid not in used:
-                return int(uid)
+        # A handle is never used again, and its uid not by two live jobs; the range holds max_jobs.
+        while (uid := policy.uid_first + self.next_handle % policy.uid_count) in used:
+            self.next_handle += 1
+        return spawn.Order(argv, env, cwd, profile, uid, policy.default | asked)
 
     # A job's life
 
@@ -314,11 +305,11 @@ class Monitor:
             if piece and len(job.status) < 64:
                 return
         self._close(job, "status")
+        if job.failure:
+            return
         if job.status == spawn.EXEC_NEXT:
             job.state = JobState.RUNNING
-            fds = [job.fds[name] for name in (*_HANDED, "stdin") if name in job.fds]
-            datagram = wire.pack(Type.STARTED, job.request_id, len(fds), handle=job.handle, uid=job.uid)
-            return self._queue(datagram, fds, job)
+            return self._send(Type.STARTED, job.request_id, job.handed(), handle=job.handle, uid=job.uid)
         job.failure = Refusal(Stage.CLONE, errno.EIO, "the job's init died before exec")
         report = job.status.removeprefix(spawn.EXEC_NEXT)
         if len(report) == spawn.STATUS.size:
@@ -342,41 +333,31 @@ class Monitor:
             if len(result) == spawn.RESULT.size:
                 (status,) = spawn.RESULT.unpack(result)
         self._close(job, "pidfd", "result")
-        signaled = os.WIFSIGNALED(status)
-        job.facts = {
-            "exit_code": 0 if signaled else os.WEXITSTATUS(status),
-            "signal": os.WTERMSIG(status) if signaled else 0,
-            "user_usec": int(usage.ru_utime * 1e6),
-            "system_usec": int(usage.ru_stime * 1e6),
-            "max_rss_bytes": usage.ru_maxrss * 1024,
-        }
+        code = os.waitstatus_to_exitcode(status)  # a signal as a negative number
+        job.facts |= {"exit_code": max(code, 0), "signal": max(-code, 0), "max_rss_bytes": usage.ru_maxrss * 1024}
+        job.facts |= {"user_usec": int(usage.ru_utime * 1e6), "system_usec": int(usage.ru_stime * 1e6)}
+        events_fd = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=job.fds["cgroup"])
+        job.fds["events"] = events_fd
+        self._watch(events_fd, select.POLLPRI, lambda: None)
         job.state = JobState.DYING  # finished at the end of this turn
 
     def _finish(self, job: Job) -> None:
         """Ends a job whose cgroup is empty; else waits for the event that cgroup.events polls."""
+        if b"populated 1" in os.pread(job.fds["events"], 256, 0):  # reading rearms the event
+            return cgroup.kill(job.fds["cgroup"])
         try:
-            cgroup_fd = job.fds["cgroup"]
-            if "events" in job.fds:
-                os.pread(job.fds["events"], 256, 0)  # rearms the event
-            if cgroup.populated(cgroup_fd):
-                if "events" not in job.fds:
-                    cgroup.kill(cgroup_fd)
-                    job.fds["events"] = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=cgroup_fd)
-                    self._watch(job.fds["events"], select.POLLPRI, lambda: None)
-                return
-            job.facts["cgroup_usec"] = cgroup.number(cgroup_fd, "cpu.stat", "usage_usec")
-            job.facts["memory_peak_bytes"] = cgroup.number(cgroup_fd, "memory.peak")
-            job.facts["oom_kills"] = cgroup.number(cgroup_fd, "memory.events", "oom_kill")
+            job.facts |= cgroup.facts(job.fds["cgroup"]) | {"killed": job.killed}
             cgroup.remove(self.base.job_path(job.handle))
         except OSError as error:
-            return log(f"job {job.handle}: its cgroup is not removed yet: {error.strerror}")
+            if error.errno == errno.EBUSY:  # a passing one: tried again at the next turn
+                return
+            raise
         self._close(job, "events")
         job.state = JobState.ENDED
         if job.failure:
             self._refuse(job.request_id, job.failure)
             return self._forget(job)
-        job.exited = wire.pack(Type.EXITED, 0, handle=job.handle, killed=job.killed, **job.facts)
-        self._queue(job.exited)
+        self._send(Type.EXITED, 0, **job.facts)
 
     def _forget(self, job: Job) -> None:
         self._close(job, *job.fds)

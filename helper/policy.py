@@ -9,16 +9,14 @@ import re
 import stat
 import sys
 import tomllib
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
-
-from helper.wire import Limit
 
 BUILT_IN = os.path.join(os.path.dirname(os.path.realpath(__file__)), "policy.toml")
 DEFAULT_PATH = "/etc/telehandler/policy.toml"
 CONTROLLERS = ("cpu", "memory", "io", "pids")
 _MAX_FILE = 1 << 20
-_PATHS = ("cgroup_root", "root", "io_devices", "hidden")
 
 
 class SetupError(Exception):
@@ -26,11 +24,29 @@ class SetupError(Exception):
 
 
 class Policy(SimpleNamespace):
-    """policy.toml's keys; `default` and `maximum` by Limit; `profiles`: a Profile each, by name."""
+    """policy.toml's keys; `default` and `maximum` limits by name; `profiles`: a Profile each, by name."""
 
 
 class Profile(SimpleNamespace):
     """A view of the file system and the network: the keys of [profile.host] and its `name`."""
+
+
+def _normal(path: Any) -> bool:
+    return isinstance(path, str) and path.startswith("/") and os.path.normpath(path) == path
+
+
+def _bind(text: Any) -> bool:
+    return isinstance(text, str) and text.count(":") == 1 and all(map(_normal, text.split(":")))
+
+
+# Keys, what each of their values must be, and the test of that.
+_CHECKS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("cgroup_root root io_devices hidden", "an absolute path without . and ..", _normal),
+    ("read_only writable", 'a list of "/source:/target"', _bind),
+    ("network", '"none" or "host"', ("none", "host").__contains__),
+    ("allow_missing_controllers", f"a list of: {', '.join(CONTROLLERS)}", CONTROLLERS.__contains__),
+    ("allowed_uids", "a list of numbers", lambda value: type(value) is int),
+)
 
 
 class _Source:
@@ -70,27 +86,11 @@ class _Source:
     def check(self, key: str, name: str, value: Any) -> None:
         """One value on its own; what hangs together is `parse`'s."""
         items = value if isinstance(value, list) else [value]
-        if key in _PATHS and not all(isinstance(item, str) and _normal(item) for item in items):
-            raise self.error(name, "an absolute path without . and ..")
-        if key in ("read_only", "writable") and not all(isinstance(item, str) and _bind(item) for item in items):
-            raise self.error(name, 'a list of "/source:/target"')
-        if key == "network" and value not in ("none", "host"):
-            raise self.error(name, '"none" or "host"')
-        if key == "allow_missing_controllers" and not all(item in CONTROLLERS for item in items):
-            raise self.error(name, f"a list of: {', '.join(CONTROLLERS)}")
-        if key == "allowed_uids" and not all(type(item) is int for item in items):
-            raise self.error(name, "a list of numbers")
+        for keys, wanted, valid in _CHECKS:
+            if key in keys.split() and not all(map(valid, items)):
+                raise self.error(name, wanted)
         if type(value) is int and not 1 <= value < 1 << 62:
             raise self.error(name, "a number of 1 or more")
-
-
-def _normal(path: str) -> bool:
-    return path.startswith("/") and os.path.normpath(path) == path
-
-
-def _bind(text: str) -> bool:
-    source, _, target = text.partition(":")
-    return _normal(source) and _normal(target)
 
 
 def parse(path: str, text: str) -> Policy:
@@ -106,9 +106,8 @@ def parse(path: str, text: str) -> Policy:
     first, count = top["job_uids"]["first"], top["job_uids"]["count"]
     if first < 1000 or first + count > 1 << 31 or count < top["max_jobs"]:
         raise source.error("job_uids", "from 1000 to 2^31 - 1 and hold max_jobs")
-    top |= {key: {Limit[name.upper()]: value for name, value in table.items()} for key, table in top["limits"].items()}
     profiles = {name: Profile(name=name, **table) for name, table in top["profile"].items()}
-    return Policy(profiles=profiles, uid_first=first, uid_count=count, **top)
+    return Policy(profiles=profiles, uid_first=first, uid_count=count, default=default, maximum=maximum, **top)
 
 
 def load(path: str | None, seen: set[str]) -> Policy:

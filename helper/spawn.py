@@ -2,7 +2,8 @@
 
 The child never returns from here: every path ends in exec or os._exit. It talks to the helper over
 two pipes. The status pipe is closed by exec: an E byte, then EOF, is a job that runs; anything else
-is a stage and an errno. The result pipe carries the main process's wait status at the end.
+is a stage and an errno; a helper that has died shows as EPIPE at that byte. The result pipe carries the
+main process's wait status at the end.
 """
 
 import errno
@@ -11,12 +12,12 @@ import signal
 import socket
 import struct
 from contextlib import suppress
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from helper import confine
 from helper import syscalls as sc
 from helper.policy import Profile
-from helper.wire import FLAG_STDIN, Limit, Stage, Start
+from helper.wire import Stage
 
 STATUS = struct.Struct("<ii")  # stage, errno
 RESULT = struct.Struct("<i")  # wait status of the main process
@@ -28,12 +29,21 @@ _NAMESPACES = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWUTS | sc.CLONE_NEWI
 _ALL = signal.valid_signals()
 
 
-def spawn(
-    start: Start, profile: Profile, uid: int, limits: dict[Limit, int], cgroup_fd: int
-) -> tuple[int, dict[str, int]]:
+class Order(NamedTuple):
+    """A START that the policy has passed, with everything decided."""
+
+    argv: list[bytes]
+    env: list[bytes]  # NAME=value
+    cwd: bytes
+    profile: Profile
+    uid: int
+    limits: dict[str, int]
+
+
+def spawn(order: Order, cgroup_fd: int) -> tuple[int, dict[str, int]]:
     """Clones the job's init into the cgroup: its pid, and our fds of it, by name.
 
-    pidfd, status, result, stdout, stderr, and stdin where asked. Raises OSError; nothing is left open then.
+    pidfd, status, result, stdout and stderr. Raises OSError; nothing is left open then.
     """
     ours, childs = {}, {}
     try:
@@ -41,17 +51,14 @@ def spawn(
             ours[name], childs[name] = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(ours["status"], False)
         os.set_blocking(ours["result"], False)
-        if start.flags & FLAG_STDIN:
-            childs["stdin"], ours["stdin"] = os.pipe2(os.O_CLOEXEC)
-        else:
-            childs["stdin"] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        network = 0 if profile.network == "host" else sc.CLONE_NEWNET
+        childs["stdin"] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        network = 0 if order.profile.network == "host" else sc.CLONE_NEWNET
         # Blocked across the clone, so that a signal meant for the helper finds no handler in the child.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
         try:
             pid, ours["pidfd"] = sc.clone3(_NAMESPACES | network, cgroup_fd)
             if pid == 0:
-                _child(start, profile, uid, limits, [childs[name] for name in _CHILD_FDS])
+                _child(order, [childs[name] for name in _CHILD_FDS])
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return pid, ours
@@ -63,7 +70,7 @@ def spawn(
             os.close(fd)
 
 
-def _child(start: Start, profile: Profile, uid: int, limits: dict[Limit, int], fds: list[int]) -> NoReturn:
+def _child(order: Order, fds: list[int]) -> NoReturn:
     """Everything the child does. BaseException: not even KeyboardInterrupt may run the helper's code."""
     report_fd, stage = fds[3], Stage.CLONE
     try:
@@ -73,23 +80,22 @@ def _child(start: Start, profile: Profile, uid: int, limits: dict[Limit, int], f
         sc.unshare(sc.CLONE_NEWCGROUP)  # only now is the job's cgroup its root
         os.umask(0o022)
         stage = Stage.MOUNT
-        confine.change_root(profile)
+        confine.change_root(order.profile)
         stage = Stage.NETWORK
         socket.sethostname(confine.HOSTNAME)
-        if profile.network != "host":
+        if order.profile.network != "host":
             confine.set_up_network()
         stage = Stage.LIMIT
-        confine.set_rlimits(limits)
+        confine.set_rlimits(order.limits)
         stage = Stage.PRIVILEGE
-        confine.drop_privileges(uid)
-        confine.die_with_helper(_RESULT_FD)
+        confine.drop_privileges(order.uid)
         stage = Stage.CLONE
         main = os.fork()
         if main == 0:
             stage = Stage.CHDIR
-            _enter(start.cwd or b"/")
+            _enter(order.cwd)
             stage = Stage.EXEC
-            _exec(start)
+            _exec(order)
         _init(main)
     except BaseException as error:
         number = error.errno if isinstance(error, OSError) else None
@@ -118,13 +124,13 @@ def _enter(directory: bytes) -> None:
         raise FileNotFoundError(errno.ENOENT, "outside the root")
 
 
-def _exec(start: Start) -> NoReturn:
+def _exec(order: Order) -> NoReturn:
     """Clean signals, then exec as given; PATH is the job's and is searched in its root."""
     for number in _ALL - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.write(_STATUS_FD, EXEC_NEXT)
-    os.execvpe(start.argv[0], start.argv, dict(entry.split(b"=", 1) for entry in start.env))
+    os.execvpe(order.argv[0], order.argv, dict(entry.split(b"=", 1) for entry in order.env))
 
 
 def _init(main: int) -> NoReturn:
