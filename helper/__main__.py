@@ -89,7 +89,6 @@ def _set_up(arguments: list[str]) -> Monitor:
     os.setresuid(0, 0, 0)
     os.environ.clear()
     os.chdir("/")
-    os.umask(0o077)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each job holds up to eight fds
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

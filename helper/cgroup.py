@@ -84,11 +84,9 @@ def disks(paths: list[str]) -> list[str]:
     for status in map(os.stat, paths):
         device = status.st_rdev if stat.S_ISBLK(status.st_mode) else status.st_dev
         path = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
-        # A partition lies in its disk's directory.
-        files = [file for file in (f"{path}/../dev", f"{path}/dev") if os.path.exists(file)]
-        for file in files[:1]:
-            with open(file, encoding="ascii") as lines:
-                found.add(lines.read().strip())
+        name = "../dev" if os.path.exists(f"{path}/partition") else "dev"  # a partition lies in its disk's directory
+        with suppress(FileNotFoundError), open(f"{path}/{name}", encoding="ascii") as file:
+            found.add(file.read().strip())
     return sorted(found)
 
 

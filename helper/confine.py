@@ -135,7 +135,6 @@ def set_up_network() -> None:
 
 
 def set_rlimits(limits: dict[str, int]) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for limit, kind in (("open_files", resource.RLIMIT_NOFILE), ("file_bytes", resource.RLIMIT_FSIZE)):
         resource.setrlimit(kind, (limits[limit], limits[limit]))
 

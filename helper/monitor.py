@@ -17,7 +17,7 @@ from signal import SIGKILL, pidfd_send_signal
 from typing import Any
 
 from helper import cgroup, spawn, wire
-from helper.policy import Policy, Profile
+from helper.policy import CONTROLLERS, Policy, Profile
 from helper.wire import Stage, Type, WireError
 
 MAX_QUEUE = 64  # messages towards the api beyond which no request is read
@@ -84,14 +84,12 @@ class Monitor:
         self.queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self.next_handle = 1
         self.starts: deque[float] = deque([-1.0] * policy.starts_per_second, policy.starts_per_second)
-        self.disks = {name: self._disks(profile) for name, profile in policy.profiles.items()}
+        written = {name: [bind.split(":")[0] for bind in view.writable] for name, view in policy.profiles.items()}
+        roots = {name: policy.io_devices or [view.root, *written[name]] for name, view in policy.profiles.items()}
+        self.disks = {name: cgroup.disks(paths) for name, paths in roots.items()}
         self.poll, self.callbacks = select.poll(), dict[int, Callable[[], None]]()
         self._watch(signal_fd, select.POLLIN, self._end)
         self._watch(sock.fileno(), select.POLLIN, self._receive)
-
-    def _disks(self, profile: Profile) -> list[str]:
-        writable = [bind.partition(":")[0] for bind in profile.writable]
-        return cgroup.disks(self.policy.io_devices or [profile.root, *writable])
 
     # The loop
 
@@ -130,12 +128,12 @@ class Monitor:
 
     def _end(self) -> None:
         self.state = State.ENDING
+        for fd in (self.sock.fileno(), self.signal_fd):
+            self._unwatch(fd)
 
     def _end_all(self) -> None:
         """Kills every job, waits for the kernel to end it, removes every cgroup."""
         self._end()
-        self._unwatch(self.sock.fileno())
-        self._unwatch(self.signal_fd)
         for job in self.jobs.values():
             if job.state is not JobState.ENDED:
                 self._kill_job(job)
@@ -166,7 +164,7 @@ class Monitor:
         except Refusal as refusal:
             self._refuse(message.request_id, refusal)
 
-    def _send(self, kind: Type, request_id: int, fds: tuple[int, ...] = (), **fields: Any) -> None:
+    def _send(self, kind: Type, request_id: int, fds: tuple[int, ...] = (), /, **fields: Any) -> None:
         self.queue.append((wire.pack(kind, request_id, len(fds), **fields), fds))
         self._flush()
 
@@ -195,7 +193,7 @@ class Monitor:
                 job.failure = Refusal(Stage.CLONE, errno.ECANCELED, "the api that asked has gone")
                 self._kill_job(job)
         known = [job for job in self.jobs.values() if not job.failure]
-        missing = [name.encode() for name in cgroup.CONTROLLERS if name not in self.base.controllers]
+        missing = [name.encode() for name in CONTROLLERS if name not in self.base.controllers]
         lists = {"missing_controllers": missing, "profiles": [name.encode() for name in self.policy.profiles]}
         self._send(Type.WELCOME, request_id, live_jobs=len(known), max_jobs=self.policy.max_jobs, **lists)
         for job in known:

@@ -7,6 +7,7 @@ main process's wait status at the end.
 """
 
 import errno
+import fcntl
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from helper.wire import Stage
 STATUS = struct.Struct("<ii")  # stage, errno
 RESULT = struct.Struct("<i")  # wait status of the main process
 EXEC_NEXT = b"E"
+_PIPES = {"status": os.O_NONBLOCK, "result": os.O_NONBLOCK, "stdout": 0, "stderr": 0}
 _CHILD_FDS = ("stdin", "stdout", "stderr", "status", "result")  # as 0 to 4
 _STATUS_FD, _RESULT_FD = 3, 4
 _GROUP_SIGNALS = (signal.SIGINT, signal.SIGQUIT)
@@ -46,26 +48,22 @@ def spawn(order: Order, cgroup_fd: int) -> tuple[int, dict[str, int]]:
     pidfd, status, result, stdout and stderr. Raises OSError; nothing is left open then.
     """
     ours, childs = {}, {}
+    # Blocked across the clone, so that a signal meant for the helper finds no handler in the child.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
     try:
-        for name in ("status", "result", "stdout", "stderr"):
-            ours[name], childs[name] = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(ours["status"], False)
-        os.set_blocking(ours["result"], False)
+        for name, flags in _PIPES.items():
+            ours[name], childs[name] = os.pipe2(os.O_CLOEXEC | flags)
         childs["stdin"] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         network = 0 if order.profile.network == "host" else sc.CLONE_NEWNET
-        # Blocked across the clone, so that a signal meant for the helper finds no handler in the child.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
-        try:
-            pid, ours["pidfd"] = sc.clone3(_NAMESPACES | network, cgroup_fd)
-            if pid == 0:
-                _child(order, [childs[name] for name in _CHILD_FDS])
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        pid, ours["pidfd"] = sc.clone3(_NAMESPACES | network, cgroup_fd)
+        if pid == 0:
+            _child(order, [childs[name] for name in _CHILD_FDS])
         return pid, ours
     except OSError:
         childs |= {f"our {name}": fd for name, fd in ours.items()}
         raise
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for fd in childs.values():
             os.close(fd)
 
@@ -88,6 +86,8 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
         stage = Stage.LIMIT
         confine.set_rlimits(order.limits)
         stage = Stage.PRIVILEGE
+        for fd in (1, 2):  # so that the job can open /dev/stdout and /dev/stderr
+            os.fchown(fd, order.uid, order.uid)
         confine.drop_privileges(order.uid)
         stage = Stage.CLONE
         main = os.fork()
@@ -107,10 +107,8 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
 
 def _arrange_fds(fds: list[int]) -> None:
     """stdin, stdout, stderr, status and result become 0 to 4; everything else is closed."""
-    copies = fds
-    while min(copies) <= _RESULT_FD:  # a source must not be a target
-        copies = [fd if fd > _RESULT_FD else os.dup(fd) for fd in copies]
-    for target, fd in enumerate(copies):
+    # Copied up first: a source must not be a target.
+    for target, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD, _RESULT_FD + 1) for fd in fds]):
         os.dup2(fd, target, inheritable=target <= 2)
     os.closerange(_RESULT_FD + 1, os.sysconf("SC_OPEN_MAX"))
 
