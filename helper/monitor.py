@@ -17,7 +17,7 @@ from signal import SIGKILL, pidfd_send_signal
 from typing import Any
 
 from helper import cgroup, spawn, wire
-from helper.policy import CONTROLLERS, Policy, Profile
+from helper.policy import CONTROLLERS, Policy
 from helper.wire import Stage, Type, WireError
 
 MAX_QUEUE = 64  # messages towards the api beyond which no request is read
