@@ -1,0 +1,97 @@
+# Two commands for a new user: `make run` sets everything up and shows the main job, `make test` proves it.
+# Both work as root and as a user who may use sudo, and both may be run again.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+# Only root's own files run as root, so these are used as root or through sudo.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+PREFIX := /usr/local
+LIBDIR := $(PREFIX)/lib/telehandler
+CONFDIR := /etc/telehandler
+GROUP := telehandler
+SUDOERS := /etc/sudoers.d/telehandler
+
+# Further names and addresses of the server, for its certificate: make certs CERT_HOSTS="build.example 10.0.0.7"
+CERT_HOSTS :=
+
+PROTO := proto/telehandler/v1/telehandler.proto
+
+.PHONY: help
+help:  ## what there is to make
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+.PHONY: build
+build: $(VENV)/.built  ## .venv/bin/telehandler, with what it needs from apt and PyPI
+
+# The distribution's python3, because its python3-prctl and python3-cap-ng, which the helper uses, are built for it.
+$(VENV)/.built: pyproject.toml contrib/apt-packages.sh
+	contrib/apt-packages.sh python3-venv python3-prctl python3-cap-ng
+	test -x $(VENV)/bin/pip || /usr/bin/python3 -m venv --clear --system-site-packages $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+.PHONY: certs
+certs: build  ## ssl/: root, server, client, bubba and admin pairs; keeps what is there
+	$(PYTHON) -m telehandler.certs ssl $(CERT_HOSTS:%=--host %)
+
+.PHONY: proto
+proto: build  ## telehandler/pb/ from proto/
+	$(PYTHON) -m grpc_tools.protoc -Itelehandler/pb=$(dir $(PROTO)) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
+
+.PHONY: run
+run: build certs  ## set up, start a server, run a job, stop another, say what happened
+	contrib/demo.sh
+
+.PHONY: test
+test: build lint  ## everything: lint, then all tests
+	contrib/apt-packages.sh sudo gcc libc6-dev
+	$(PYTHON) -m pytest
+
+.PHONY: lint
+lint: build  ## ruff and mypy --strict
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy --strict
+
+.PHONY: install-helper
+install-helper:  ## the helper and a policy, root's own, for use through sudo
+	$(SUDO) install -d -m 755 $(LIBDIR) $(LIBDIR)/helper $(CONFDIR)
+	$(SUDO) install -m 644 helper/*.py helper/*.toml $(LIBDIR)/helper
+	$(SUDO) install -m 644 contrib/policy-no-limits.toml $(LIBDIR)
+	test -e $(CONFDIR)/policy.toml || $(SUDO) install -m 644 contrib/policy.toml $(CONFDIR)
+
+# The group is ours to remove only when we made it: that is what the mark is for.
+.PHONY: install-group
+install-group: install-helper
+	getent group $(GROUP) >/dev/null || { $(SUDO) groupadd --system $(GROUP); $(SUDO) touch $(LIBDIR)/group-made; }
+
+.PHONY: install
+install: install-group  ## install-helper, and the setuid wrapper for members of the group telehandler
+	contrib/apt-packages.sh gcc libc6-dev
+	built=$$(mktemp) && trap 'rm -f "$$built"' EXIT && \
+	gcc -std=c11 -O2 -Wall -Wextra -Werror -fstack-protector-strong -D_FORTIFY_SOURCE=2 -fPIE -pie -Wl,-z,relro,-z,now \
+	    -DHELPER='"$(LIBDIR)/helper"' -o "$$built" contrib/telehandler-helper.c && \
+	$(SUDO) install -o root -g $(GROUP) -m 4750 "$$built" $(LIBDIR)/telehandler-helper
+	@echo "Members of the group $(GROUP) may now run jobs: sudo usermod --append --groups $(GROUP) USER"
+
+.PHONY: install-sudoers
+install-sudoers: install-group  ## the sudo rule, instead of the wrapper
+	contrib/apt-packages.sh sudo
+	$(SUDO) visudo --check --quiet --file=contrib/telehandler.sudoers
+	$(SUDO) install -m 440 contrib/telehandler.sudoers $(SUDOERS)
+
+.PHONY: uninstall
+uninstall:  ## removes every trace of the install targets, the policy and the group among them
+	test ! -e $(LIBDIR)/group-made || $(SUDO) groupdel $(GROUP)
+	$(SUDO) rm -rf $(LIBDIR) $(CONFDIR) $(SUDOERS)
+
+.PHONY: clean
+clean:  ## removes what was built here; ssl/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
