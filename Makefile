@@ -42,7 +42,7 @@ certs: build  ## ssl/: root, server, client, bubba and admin pairs; keeps what i
 
 .PHONY: proto
 proto: build  ## telehandler/pb/ from proto/
-	$(PYTHON) -m grpc_tools.protoc -Itelehandler/pb=$(dir $(PROTO)) --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO)
+	$(PYTHON) -m grpc_tools.protoc -Itelehandler/pb=$(dir $(PROTO)) --python_out=. --pyi_out=. $(PROTO)
 
 .PHONY: run
 run: build certs  ## set up, start a server, run a job, stop another, say what happened

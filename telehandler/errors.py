@@ -1,0 +1,23 @@
+"""What can go wrong towards a user: one tree, each with its exit code and a message of cause and remedy."""
+
+EXIT_OURS = 125
+EXIT_NOT_EXECUTABLE = 126
+EXIT_NOT_FOUND = 127
+
+
+class TelehandlerError(Exception):
+    """A message for the user, and the exit code that goes with it."""
+
+    exit_code = EXIT_OURS
+
+
+class HelperUnavailable(TelehandlerError):
+    """The root helper cannot be started, or has died."""
+
+
+class HelperRefused(TelehandlerError):
+    """The helper refused a request, or a step of a start failed."""
+
+    def __init__(self, stage: int, errno: int, text: str) -> None:
+        super().__init__(text)
+        self.stage, self.errno = stage, errno
