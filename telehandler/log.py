@@ -10,6 +10,7 @@ import fcntl
 import os
 import struct
 import time
+from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -47,11 +48,9 @@ class JobLog:
         self.size = os.fstat(self._spool_fd).st_size
         self._segments = os.fstat(self._index_fd).st_size // _RECORD.size
         self._last = self._record(self._segments - 1) if self._segments else (0, 0, 0)
-        self.sizes = {stream: 0 for stream in Stream}
-        for number in range(self._segments):
-            offset, _, stream = self._record(number)
-            self.sizes[Stream(stream)] += self._end(number) - offset
+        self.sizes = dict.fromkeys(Stream, 0)
         self.ended = False
+        self._users = 1
         self._changed = asyncio.Event()
 
     def splice(self, pipe_fd: int, stream: Stream) -> int:
@@ -92,9 +91,24 @@ class JobLog:
         count = min(self._end(number) - offset, CHUNK_BYTES)
         return Chunk(offset, Stream(stream), time_ns, os.pread(self._spool_fd, count, offset))
 
-    def close(self) -> None:
-        os.close(self._spool_fd)
-        os.close(self._index_fd)
+    def recount(self) -> None:
+        """Sums `sizes` up anew, for a log that an api before this one wrote."""
+        self.sizes = dict.fromkeys(Stream, 0)
+        for number in range(self._segments):
+            offset, _, stream = self._record(number)
+            self.sizes[Stream(stream)] += self._end(number) - offset
+
+    def retain(self) -> "JobLog":
+        """One more user, who calls `release`."""
+        self._users += 1
+        return self
+
+    def release(self) -> None:
+        """The last user's closes the files."""
+        self._users -= 1
+        if not self._users:
+            os.close(self._spool_fd)
+            os.close(self._index_fd)
 
     def _wake(self) -> None:
         self._changed.set()
@@ -132,12 +146,11 @@ def enlarge(pipe_fd: int) -> None:
 class Pump:
     """Moves a job's two pipes into its log until both have ended; owns the two fds."""
 
-    def __init__(self, log: JobLog, stdout_fd: int, stderr_fd: int) -> None:
-        self._log = log
+    def __init__(self, log: JobLog, stdout_fd: int, stderr_fd: int, on_error: Callable[[OSError], None]) -> None:
+        self._log, self._on_error = log, on_error
         self._loop = asyncio.get_running_loop()
         self._open = {stdout_fd: Stream.STDOUT, stderr_fd: Stream.STDERR}
         self._drained = asyncio.Event()
-        self.error: OSError | None = None
         for fd in self._open:
             os.set_blocking(fd, False)
             enlarge(fd)
@@ -152,8 +165,8 @@ class Pump:
             count = self._log.splice(fd, self._open[fd])
         except BlockingIOError:
             return
-        except OSError as error:  # the disk is full or fails: the rest of this stream is lost, and said to be
-            self.error = error
+        except OSError as error:  # the disk is full or fails
+            self._on_error(error)
             count = 0
         if not count:
             self._loop.remove_reader(fd)

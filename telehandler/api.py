@@ -1,0 +1,102 @@
+"""The api process: unprivileged, serves grpc, never forks. The supervisor starts it, its spec on stdin.
+
+The spec is one line of JSON; the pipe it comes through stays open as long as the supervisor lives.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from telehandler import tls  # sets grpc's environment: must come before grpc
+
+import grpc.aio  # isort: skip
+
+from telehandler.errors import EXIT_OURS, TelehandlerError
+from telehandler.jobs import Jobs
+from telehandler.link import HelperLink
+from telehandler.records import Records
+from telehandler.service import Service
+
+STOP_GRACE_S = 2.0
+MAX_REQUEST_BYTES = 1 << 20
+_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.max_concurrent_streams", 1024),
+    ("grpc.so_reuseport", 0),  # a second server on the port must fail
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+)
+
+
+def main() -> None:
+    """Runs until SIGTERM, SIGINT or the supervisor's end. Exit status 125: it could not start."""
+    try:
+        _drop_privileges()
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(_serve(json.loads(sys.stdin.buffer.readline())))
+    except TelehandlerError as error:
+        print(f"telehandler: {error}", file=sys.stderr)
+        sys.exit(EXIT_OURS)
+
+
+def _drop_privileges() -> None:
+    """Whoever started us: no root, no way back, no core dump, no debugger (S13)."""
+    if os.geteuid() == 0 or os.getuid() == 0:
+        raise TelehandlerError("the api must not run as root; `telehandler server` starts it as another user")
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    if prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
+        raise TelehandlerError("prctl failed: the kernel is too old")
+
+
+async def _serve(spec: dict[str, Any]) -> None:
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    loop.add_reader(0, _read_lifeline, stopped)
+    credentials = tls.server_credentials(spec["cert"], spec["key"], spec["root"])
+    state = Path(spec["state_dir"])
+    records = Records(state)
+    link = HelperLink(socket.socket(fileno=spec["helper_fd"]))
+    jobs = Jobs(state, link, records, spec["cwd"].encode())
+    await jobs.adopt()
+    server = grpc.aio.server(options=_OPTIONS)
+    server.add_generic_rpc_handlers(tuple(Service(jobs, frozenset(spec["admins"])).handlers()))
+    address = _listen(server, spec["listen"], credentials)
+    await server.start()
+    print(f"telehandler: listening on {address}", file=sys.stderr, flush=True)
+    await stopped.wait()
+    await server.stop(STOP_GRACE_S)
+    link.close()
+    records.close()
+
+
+def _read_lifeline(stopped: asyncio.Event) -> None:
+    if not os.read(0, 64):
+        stopped.set()
+
+
+def _listen(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials) -> str:
+    host, _, port = listen.rpartition(":")
+    address = f"{host or '[::]'}:{port}"
+    try:
+        number = server.add_secure_port(address, credentials)
+    except (RuntimeError, OSError):
+        number = 0
+    if not number:
+        raise TelehandlerError(
+            f"cannot listen on {listen}: the port is in use, may not be used, or the address is not this machine's; "
+            "choose another --listen"
+        )
+    return f"{host or 'localhost'}:{number}"

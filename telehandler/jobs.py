@@ -1,0 +1,227 @@
+"""The jobs of one server: started through the link, logged, recorded, stopped, adopted, lost."""
+
+import asyncio
+import errno
+import os
+import time
+import uuid as uuids
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import NamedTuple
+
+from helper.wire import Stage
+from telehandler import states
+from telehandler.errors import HelperRefused, TelehandlerError
+from telehandler.link import HelperLink, LiveJob
+from telehandler.log import JobLog, Pump
+from telehandler.records import Record, Records
+from telehandler.states import Reason, State
+
+DEFAULT_ENV = {
+    b"PATH": b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    b"HOME": b"/tmp",
+    b"USER": b"job",
+    b"LANG": b"C.UTF-8",
+    b"TERM": b"dumb",
+}
+DEFAULT_GRACE_S = 10.0
+MAX_GRACE_S = 3600.0
+
+
+class Request(NamedTuple):
+    """What a user asks for."""
+
+    owner: str
+    argv: list[bytes]
+    env: dict[bytes, bytes]
+    cwd: bytes  # empty: the server's own where the job may enter it, else /
+    limits: dict[str, int]
+    profile: str
+
+
+class Job:
+    """A job, running or ended. `log` is kept while it runs; `Jobs.open_log` is for everybody else."""
+
+    def __init__(self, record: Record, log: JobLog | None) -> None:
+        self.record, self.log = record, log
+        self.handle = -1  # the helper's, while it knows the job
+        self.stopping = False
+        self.ended = asyncio.Event()
+
+
+class Jobs:
+    """Owns records, logs and the link's events. One event loop."""
+
+    def __init__(self, directory: Path, link: HelperLink, records: Records, cwd: bytes) -> None:
+        self._directory, self._link, self._records, self._cwd = directory, link, records, cwd
+        self._live: dict[int, Job] = {}  # by handle
+        self._jobs: dict[str, Job] = {}  # running, by uuid
+        self._exits: dict[int, asyncio.Future[dict[str, int] | None]] = {}  # EXITED by handle; None: lost
+        self._tasks: set[asyncio.Task[None]] = set()
+        link.on_exited = self._exited
+        link.on_closed = self._lost
+
+    async def adopt(self) -> None:
+        """Greets the helper; the jobs it runs go on, those it does not know were lost."""
+        _, adopted = await self._link.hello()
+        recorded = {record.uuid: record for record in self._records.running()}
+        for tag, live in adopted:
+            record = recorded.pop(str(uuids.UUID(bytes=tag)), None)
+            if record is None:  # the api before died between START and its record: nobody knows of it
+                record = Record(str(uuids.UUID(bytes=tag)), "", [])
+                await self._kill(live.handle)
+            log = self._new_log(record.uuid)
+            log.recount()
+            self._track(Job(record, log), log, live)
+        for record in recorded.values():
+            self._end(record, State.FAILED, Reason.LOST)
+
+    async def start(self, request: Request) -> Job:
+        """A running job. Raises HelperRefused or HelperUnavailable."""
+        uuid = uuids.uuid4()
+        env = [name + b"=" + value for name, value in (DEFAULT_ENV | request.env).items()]
+
+        async def ask(cwd: bytes) -> LiveJob:
+            return await self._link.start(uuid.bytes, request.profile, cwd, request.argv, env, request.limits)
+
+        try:
+            live = await ask(request.cwd or self._cwd)
+        except HelperRefused as refused:
+            if refused.stage != Stage.CHDIR or request.cwd:
+                raise
+            live = await ask(b"/")  # the server's own directory is hidden from jobs
+        record = Record(str(uuid), request.owner, request.argv, start_ns=time.time_ns(), job_uid=live.uid)
+        try:
+            self._records.save(record)
+            log = self._new_log(record.uuid)
+        except Exception:
+            await self._kill(live.handle)
+            raise
+        job = Job(record, log)
+        self._track(job, log, live)
+        return job
+
+    def find(self, uuid: str) -> Job | None:
+        """A job by its UUID, running or ended."""
+        if job := self._jobs.get(uuid):
+            return job
+        record = self._records.get(uuid)
+        if record is None:
+            return None
+        job = Job(record, None)
+        job.ended.set()
+        return job
+
+    def open_log(self, job: Job) -> JobLog:
+        """The log of a job, running or ended; the caller's to release."""
+        if job.log:
+            return job.log.retain()
+        log = self._new_log(job.record.uuid)
+        log.finish()
+        return log
+
+    async def stop(self, job: Job, number: int, grace_s: float) -> None:
+        """`number`, a grace, then SIGKILL to the whole tree; returns once the job has ended."""
+        if job.ended.is_set():
+            return
+        job.stopping = True
+        try:
+            if grace_s > 0:
+                await self.signal(job, number)
+                async with asyncio.timeout(grace_s):
+                    await job.ended.wait()
+        except TimeoutError:
+            pass
+        if not job.ended.is_set():
+            await self._kill(job.handle)
+            await job.ended.wait()
+
+    async def signal(self, job: Job, number: int) -> None:
+        """Raises HelperRefused when the job has just ended, unless it is being stopped."""
+        try:
+            await self._link.signal(job.handle, number)
+        except HelperRefused as refused:
+            if refused.stage != Stage.NO_SUCH_JOB or not job.stopping:
+                raise
+
+    async def drain(self) -> None:
+        """Waits for what is under way after the last event."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _new_log(self, uuid: str) -> JobLog:
+        return JobLog(self._directory / "jobs" / uuid)
+
+    async def _kill(self, handle: int) -> None:
+        try:
+            await self._link.kill(handle)
+        except HelperRefused:
+            pass  # it has just ended
+
+    def _track(self, job: Job, log: JobLog, live: LiveJob) -> None:
+        os.close(live.cgroup_fd)  # statistics while it runs come with a later verb
+        job.handle = live.handle
+        self._live[live.handle] = self._jobs[job.record.uuid] = job
+        pump = Pump(log, live.stdout_fd, live.stderr_fd, lambda error: self._log_failed(job, error))
+        self._spawn(self._follow(job, log, pump))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _log_failed(self, job: Job, error: OSError) -> None:
+        """A job whose output cannot be kept is ended, and its record says why: nothing is lost silently."""
+        job.record.extra["log_error"] = os.strerror(error.errno or errno.EIO)
+        self._spawn(self._kill(job.handle))
+
+    async def _follow(self, job: Job, log: JobLog, pump: Pump) -> None:
+        """A job's way to its end: the pipes to EOF first, so that its last bytes come before its end."""
+        handle = job.handle
+        facts = await self._exit(handle)
+        await pump.drained()
+        if facts:
+            self._record_end(job, log, facts)
+        else:
+            self._end(job.record, State.FAILED, Reason.LOST, log)
+        log.finish()
+        self._live.pop(handle, None)
+        self._jobs.pop(job.record.uuid, None)
+        self._exits.pop(handle, None)
+        job.log = None
+        job.ended.set()
+        log.release()
+        try:
+            await self._link.release(handle)
+        except TelehandlerError:
+            pass  # the helper is gone, and all it held
+
+    def _exit(self, handle: int) -> "asyncio.Future[dict[str, int] | None]":
+        """EXITED may come before the task that recorded the start has run on: either side makes the future."""
+        if handle not in self._exits:
+            self._exits[handle] = asyncio.get_running_loop().create_future()
+        return self._exits[handle]
+
+    def _exited(self, facts: dict[str, int]) -> None:
+        if not (exit_ := self._exit(facts["handle"])).done():
+            exit_.set_result(facts)
+
+    def _lost(self) -> None:
+        """The helper died, and every job with it."""
+        for handle in self._live:
+            if not (exit_ := self._exit(handle)).done():
+                exit_.set_result(None)
+
+    def _record_end(self, job: Job, log: JobLog, facts: dict[str, int]) -> None:
+        number, code = facts["signal"], facts["exit_code"]
+        job.record.signal, job.record.exit_code = number, 128 + number if number else code
+        job.record.cpu_usec, job.record.memory_peak_bytes = facts["cgroup_usec"], facts["memory_peak_bytes"]
+        state, reason = states.end(code, number, facts["oom_kills"], job.stopping)
+        self._end(job.record, state, reason, log)
+
+    def _end(self, record: Record, state: State, reason: Reason, log: JobLog | None = None) -> None:
+        states.check(record.state, state)
+        record.state, record.reason, record.end_ns = state, reason, time.time_ns()
+        if log:
+            record.stdout_bytes, record.stderr_bytes = log.sizes.values()
+        if record.owner:
+            self._records.save(record)

@@ -1,0 +1,244 @@
+"""The RPCs: requests checked and authorised, jobs called, answers made. One handler for each RPC."""
+
+import uuid as uuids
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from helper.wire import LIMITS, MAX_COUNT, MAX_SIGNAL, MAX_STRING, Stage
+from telehandler import jobs as core
+from telehandler.auth import AuthError, Caller, caller_of
+from telehandler.errors import HelperRefused, TelehandlerError
+from telehandler.jobs import Job, Jobs, Request
+from telehandler.pb import telehandler_pb2 as pb
+from telehandler.states import State
+from telehandler.tls import TLS_VERSION
+
+SERVICE = "telehandler.v1.TelehandlerService"
+ORIGINAL_SERVICE = "drrev.telehandler.foreman.v1alpha1.ForemanService"
+_NO_JOB = "no such job, or not yours"
+_CODES = {
+    Stage.REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
+    Stage.POLICY: grpc.StatusCode.INVALID_ARGUMENT,
+    Stage.CAPACITY: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Stage.NO_SUCH_JOB: grpc.StatusCode.FAILED_PRECONDITION,
+}
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Refusal(Exception):
+    """Ends a call with a status."""
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Service:
+    """Handlers by RPC name. A handler gets the caller; what has no handler is not served."""
+
+    def __init__(self, jobs: Jobs, admins: frozenset[str]) -> None:
+        self._jobs, self._admins = jobs, admins
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        """All RPCs under our name, and under the original's."""
+        unary: dict[str, tuple[Any, Callable[[Any, Caller, Context], Awaitable[Any]]]] = {
+            "StartJob": (pb.StartJobRequest, self.start_job),
+            "StopJob": (pb.StopJobRequest, self.stop_job),
+            "GetJobStatus": (pb.GetJobStatusRequest, self.get_job_status),
+            "SignalJob": (pb.SignalJobRequest, self.signal_job),
+        }
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            name: grpc.unary_unary_rpc_method_handler(
+                self._unary(handler),
+                request_deserializer=message.FromString,
+                response_serializer=lambda answer: answer.SerializeToString(),
+            )
+            for name, (message, handler) in unary.items()
+        }
+        # No serialiser: chunks are serialised by watch_job_output.
+        methods["WatchJobOutput"] = grpc.unary_stream_rpc_method_handler(
+            self._watch, request_deserializer=pb.WatchJobOutputRequest.FromString
+        )
+        original = {name: methods[name] for name in ("StartJob", "StopJob", "GetJobStatus", "WatchJobOutput")}
+        return [
+            grpc.method_handlers_generic_handler(SERVICE, methods),
+            grpc.method_handlers_generic_handler(ORIGINAL_SERVICE, original),
+        ]
+
+    async def start_job(self, request: pb.StartJobRequest, caller: Caller, context: Context) -> pb.JobResponse:
+        owner = request.parent.removeprefix("users/") or caller.name
+        if request.parent and not request.parent.startswith("users/"):
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the parent must be users/{user}, or empty")
+        if owner != caller.name:
+            raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "a job's parent must be its caller")
+        job = await self._jobs.start(_request(request, owner))
+        return pb.JobResponse(name=job.record.name, uid=job.record.uuid, state=_state(job))
+
+    async def stop_job(self, request: pb.StopJobRequest, caller: Caller, context: Context) -> Empty:
+        job = self._find(request.name, caller)
+        number = _signal(request.signal or 15)
+        grace = core.DEFAULT_GRACE_S
+        if request.HasField("grace"):
+            grace = request.grace.seconds + request.grace.nanos / 1e9
+        if not 0 <= grace <= core.MAX_GRACE_S:
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"the grace must be from 0 to {core.MAX_GRACE_S:.0f} s")
+        await self._jobs.stop(job, number, grace)
+        return Empty()
+
+    async def get_job_status(self, request: pb.GetJobStatusRequest, caller: Caller, context: Context) -> pb.JobStatus:
+        return _status(self._find(request.name, caller))
+
+    async def signal_job(self, request: pb.SignalJobRequest, caller: Caller, context: Context) -> Empty:
+        job = self._find(request.name, caller)
+        number = _signal(request.signal)
+        if job.ended.is_set():
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "the job has ended")
+        await self._jobs.signal(job, number)
+        return Empty()
+
+    async def watch_job_output(
+        self, request: pb.WatchJobOutputRequest, caller: Caller, context: Context
+    ) -> AsyncIterator[bytes]:
+        job = self._find(request.name, caller)
+        log = self._jobs.open_log(job)
+        try:
+            offset = request.offset
+            if log.ended and offset > log.size:
+                text = f"offset {offset} is beyond the output, which has {log.size} bytes"
+                raise Refusal(grpc.StatusCode.OUT_OF_RANGE, text)
+            while (offset < log.size) if request.no_follow else await log.wait(offset):
+                chunk = log.read(offset)
+                time = Timestamp()
+                time.FromNanoseconds(chunk.time_ns)
+                output = pb.JobOutput(data=chunk.data, stream=int(chunk.stream), offset=offset, time=time)
+                yield output.SerializeToString()
+                offset += len(chunk.data)
+            if log.ended:
+                await job.ended.wait()
+                context.set_trailing_metadata(_end_metadata(job))
+        finally:
+            log.release()
+
+    # What every call goes through
+
+    def _caller(self, context: Context) -> Caller:
+        properties = context.auth_context()
+        certificates = properties.get("x509_pem_cert", [])
+        if properties.get("ssl_tls_version", [TLS_VERSION]) != [TLS_VERSION] or len(certificates) != 1:
+            raise Refusal(grpc.StatusCode.UNAUTHENTICATED, "TLS 1.3 and a client certificate are needed")
+        try:
+            return caller_of(certificates[0], self._admins)
+        except AuthError as error:
+            raise Refusal(grpc.StatusCode.UNAUTHENTICATED, str(error)) from None
+
+    def _find(self, name: str, caller: Caller) -> Job:
+        """The caller's job, or anybody's for an admin; someone else's and none at all look the same."""
+        words = name.split("/")
+        if len(words) != 4 or words[0] != "users" or words[2] != "jobs":
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a job's name is users/{user}/jobs/{uuid}")
+        try:
+            uuid = str(uuids.UUID(words[3]))
+        except ValueError:
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a job's name ends in a UUID") from None
+        job = self._jobs.find(uuid) if caller.may_see(words[1]) else None
+        if job is None or job.record.owner != words[1]:
+            raise Refusal(grpc.StatusCode.NOT_FOUND, _NO_JOB)
+        return job
+
+    def _unary(self, handler: Callable[[Any, Caller, Context], Awaitable[Any]]) -> Callable[[Any, Context], Any]:
+        async def call(request: Any, context: Context) -> Any:
+            try:
+                return await handler(request, self._caller(context), context)
+            except (Refusal, TelehandlerError) as error:
+                await _abort(context, error)
+
+        return call
+
+    async def _watch(self, request: pb.WatchJobOutputRequest, context: Context) -> AsyncIterator[bytes]:
+        try:
+            async for message in self.watch_job_output(request, self._caller(context), context):
+                yield message
+        except (Refusal, TelehandlerError) as error:
+            await _abort(context, error)
+
+
+async def _abort(context: Context, error: Exception) -> None:
+    if isinstance(error, Refusal):
+        await context.abort(error.code, str(error))
+    if isinstance(error, HelperRefused):
+        code = _CODES.get(Stage(error.stage), grpc.StatusCode.FAILED_PRECONDITION)
+        stage = Stage(error.stage).name.lower()
+        await context.abort(code, str(error), (("telehandler-stage", stage), ("telehandler-errno", str(error.errno))))
+    await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+
+
+def _request(request: pb.StartJobRequest, owner: str) -> Request:
+    """What the helper takes; what it would treat as a violation is refused here, with a reason."""
+    if request.argv and (request.command or request.args):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "argv goes without command and args")
+    argv = list(request.argv) or [text.encode() for text in (request.command, *request.args)]
+    env = {name.encode(): value for name, value in request.env.items()}
+    cwd = request.working_directory.encode()
+    if not argv[0]:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "no command: say what to run")
+    if cwd and not cwd.startswith(b"/"):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the working directory must be an absolute path")
+    if any(not name or b"=" in name for name in env):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a variable's name must not be empty or contain '='")
+    texts = [*argv, *env, *env.values(), cwd, request.profile.encode()]
+    if any(b"\0" in text or len(text) > MAX_STRING // 2 for text in texts):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"an argument has a NUL byte or over {MAX_STRING // 2} bytes")
+    if len(argv) > MAX_COUNT or len(env) > MAX_COUNT - len(core.DEFAULT_ENV):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"over {MAX_COUNT} arguments or variables")
+    limits = {name: getattr(request.limits, name) for name in LIMITS.split()}
+    return Request(owner, argv, env, cwd, limits, request.profile)
+
+
+def _signal(number: int) -> int:
+    if not 1 <= number <= MAX_SIGNAL:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"a signal is a number from 1 to {MAX_SIGNAL}")
+    return number
+
+
+def _state(job: Job) -> pb.JobState:
+    return pb.JobState.Name(int(job.record.state)) and pb.JobState.ValueType(int(job.record.state))
+
+
+def _end_metadata(job: Job) -> tuple[tuple[str, str], ...]:
+    record = job.record
+    return (
+        ("telehandler-state", record.state.name.lower()),
+        ("telehandler-reason", record.reason.name.lower()),
+        ("telehandler-exit-code", str(record.exit_code)),
+        ("telehandler-signal", str(record.signal)),
+        ("telehandler-detail", record.extra.get("log_error", "")),
+    )
+
+
+def _status(job: Job) -> pb.JobStatus:
+    record = job.record
+    status = pb.JobStatus(
+        name=record.name,
+        state=_state(job),
+        exit_code=record.exit_code,
+        owner=record.owner,
+        argv=record.argv,
+        reason=pb.JobReason.ValueType(int(record.reason)),
+        signal=record.signal,
+        stdout_bytes=record.stdout_bytes,
+        stderr_bytes=record.stderr_bytes,
+        job_uid=record.job_uid,
+        cpu_usec=record.cpu_usec,
+        memory_peak_bytes=record.memory_peak_bytes,
+    )
+    if job.log:
+        status.stdout_bytes, status.stderr_bytes = job.log.sizes.values()
+    status.start_time.FromNanoseconds(record.start_ns)
+    if record.state is not State.RUNNING:
+        status.end_time.FromNanoseconds(record.end_ns)
+    return status

@@ -1,0 +1,43 @@
+"""A job's states and reasons, and the one table of what may follow what. Imports nothing of ours."""
+
+from enum import IntEnum
+
+
+class State(IntEnum):
+    """As in the API's JobState. A job is recorded when it runs; the other three are final."""
+
+    RUNNING = 1
+    FAILED = 2
+    COMPLETED = 3
+    STOPPED = 4
+
+
+class Reason(IntEnum):
+    """As in the API's JobReason: why a job is no longer running."""
+
+    NONE = 0
+    EXITED = 1
+    SIGNALED = 2
+    OOM = 3
+    STOPPED = 4
+    LOST = 5
+
+
+NEXT = {State.RUNNING: (State.FAILED, State.COMPLETED, State.STOPPED)}
+
+
+def check(old: State, new: State) -> None:
+    """Raises ValueError when a job in `old` cannot become `new`."""
+    if new not in NEXT.get(old, ()):
+        raise ValueError(f"a job that is {old.name} cannot become {new.name}")
+
+
+def end(exit_code: int, signal: int, oom_kills: int, stopped: bool) -> tuple[State, Reason]:
+    """The final state and its reason, from the facts that the helper attests."""
+    if stopped:
+        return State.STOPPED, Reason.STOPPED
+    if signal and oom_kills:
+        return State.FAILED, Reason.OOM
+    if signal:
+        return State.FAILED, Reason.SIGNALED
+    return (State.FAILED if exit_code else State.COMPLETED), Reason.EXITED
