@@ -115,7 +115,9 @@ class Service:
                 chunk = log.read(offset)
                 time = Timestamp()
                 time.FromNanoseconds(chunk.time_ns)
-                output = pb.JobOutput(data=chunk.data, stream=int(chunk.stream), offset=offset, time=time)
+                output = pb.JobOutput(
+                    data=chunk.data, stream=pb.OutputStream.Name(chunk.stream), offset=offset, time=time
+                )
                 yield output.SerializeToString()
                 offset += len(chunk.data)
             if log.ended:
@@ -181,7 +183,7 @@ def _request(request: pb.StartJobRequest, owner: str) -> Request:
     """What the helper takes; what it would treat as a violation is refused here, with a reason."""
     if request.argv and (request.command or request.args):
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "argv goes without command and args")
-    argv = list(request.argv) or [text.encode() for text in (request.command, *request.args)]
+    argv: list[bytes] = list(request.argv) or [text.encode() for text in (request.command, *request.args)]
     env = {name.encode(): value for name, value in request.env.items()}
     cwd = request.working_directory.encode()
     if not argv[0]:
@@ -205,8 +207,8 @@ def _signal(number: int) -> int:
     return number
 
 
-def _state(job: Job) -> pb.JobState:
-    return pb.JobState.Name(int(job.record.state)) and pb.JobState.ValueType(int(job.record.state))
+def _state(job: Job) -> str:
+    return pb.JobState.Name(job.record.state)
 
 
 def _end_metadata(job: Job) -> tuple[tuple[str, str], ...]:
@@ -228,7 +230,7 @@ def _status(job: Job) -> pb.JobStatus:
         exit_code=record.exit_code,
         owner=record.owner,
         argv=record.argv,
-        reason=pb.JobReason.ValueType(int(record.reason)),
+        reason=pb.JobReason.Name(record.reason),
         signal=record.signal,
         stdout_bytes=record.stdout_bytes,
         stderr_bytes=record.stderr_bytes,

@@ -1,0 +1,38 @@
+"""Giving up root for good, before anything listens (S13)."""
+
+import ctypes
+import os
+import pwd
+
+from telehandler.errors import TelehandlerError
+
+_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+
+
+def server_user(wanted: str | None) -> pwd.struct_passwd:
+    """The user to serve as: `wanted`, else the user behind sudo, else telehandler, else nobody; never root."""
+    names = [wanted] if wanted else [os.environ.get("SUDO_USER", ""), "telehandler", "nobody"]
+    for name in names:
+        try:
+            user = pwd.getpwnam(name)
+        except KeyError:
+            if wanted:
+                raise TelehandlerError(f"there is no user {wanted}: name another with --user") from None
+            continue
+        if user.pw_uid != 0:
+            return user
+        if wanted:
+            raise TelehandlerError("the server never runs as root: name an unprivileged user with --user")
+    raise TelehandlerError("no unprivileged user to serve as: name one with --user")
+
+
+def drop_to(user: pwd.struct_passwd) -> None:
+    """Becomes `user` with no other group, then reads back that it is so."""
+    os.setgroups([])
+    os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+    os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+    if os.getresuid() != (user.pw_uid,) * 3 or os.getresgid() != (user.pw_gid,) * 3 or os.getgroups():
+        raise TelehandlerError("root was not given up")
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    if prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
+        raise TelehandlerError("prctl failed: the kernel is too old")
