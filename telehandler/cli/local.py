@@ -1,0 +1,38 @@
+"""`telehandler local`: run a job here, with no server."""
+
+import os
+from typing import Any
+
+import click
+
+from telehandler import request as words
+from telehandler.cli import options
+
+
+@click.command(context_settings=options.JOB_COMMAND)
+@click.option("--cgroup-root", metavar="DIR", help="Where cgroup v2 is; default: the policy's, /sys/fs/cgroup.")
+@click.option("--helper-policy", metavar="FILE", help="The root policy; default: /etc/telehandler/policy.toml.")
+@options.sandbox
+@click.pass_context
+def command(context: click.Context, cgroup_root: str | None, helper_policy: str | None, **given: Any) -> None:
+    """Run COMMAND in a sandbox on this machine and print its output.
+
+    It takes root, sudo or the setuid wrapper to start the helper. The exit code is the job's own, or 128 + n when
+    signal n ended it.
+    """
+    options.check_command(given["command"], context)
+    limits = words.limits(
+        given["cpus"], given["memory"], given["pids_limit"], given["device_read_bps"], given["device_write_bps"]
+    )
+    from telehandler import local
+    from telehandler.jobs import Request
+
+    request = Request(
+        owner="local",
+        argv=[os.fsencode(argument) for argument in given["command"]],
+        env=words.environment(given["env"], given["env_file"]),
+        cwd=os.fsencode(given["workdir"] or ""),
+        limits=limits,
+        profile=given["profile"],
+    )
+    context.exit(local.run(request, cgroup_root, helper_policy))

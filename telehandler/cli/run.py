@@ -1,0 +1,99 @@
+"""`telehandler client run`: start a job and watch it to its end."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from telehandler import request as words
+from telehandler import terminal
+from telehandler.cli import jobname, options
+from telehandler.errors import TelehandlerError
+
+if TYPE_CHECKING:
+    from telehandler.client import Client
+
+
+@click.command(context_settings=options.JOB_COMMAND)
+@options.connection
+@click.option("-d", "--detach", is_flag=True, help="Print the job's name and leave it running.")
+@options.sandbox
+@click.pass_context
+def command(context: click.Context, detach: bool, **given: Any) -> None:
+    """Run COMMAND on the server and print its output.
+
+    The job's name is written to the jidfile. Ctrl-C is passed to the job; the second one kills it. The exit code is
+    the job's own, or 128 + n when signal n ended it.
+    """
+    settings = options.settings(given)
+    options.check_command(given["command"], context)
+    limits = words.limits(
+        given["cpus"], given["memory"], given["pids_limit"], given["device_read_bps"], given["device_write_bps"]
+    )
+    variables = words.environment(given["env"], given["env_file"])
+    from telehandler.pb import telehandler_pb2 as pb
+
+    message = pb.StartJobRequest(
+        argv=[os.fsencode(argument) for argument in given["command"]],
+        env={os.fsdecode(name): value for name, value in variables.items()},
+        working_directory=given["workdir"] or "",
+        limits=pb.Limits(**limits),
+        profile=given["profile"],
+    )
+    client = jobname.connect(settings)
+    name = client.start(message)
+    _write_jidfile(settings["jidfile"], name)
+    if detach:
+        print(name)
+        return
+    _pass_interrupts(client, name)
+    context.exit(watch(client, name, no_follow=False))
+
+
+def watch(client: "Client", name: str, no_follow: bool) -> int:
+    """Prints a job's output to its end: the job's exit code, 0 while it runs on."""
+    from telehandler.client import End, exit_code
+
+    ended: list[End] = []
+    for output in client.watch(name, no_follow, ended, terminal.note):
+        terminal.write(output.stream == 2, output.data)
+    client.close()
+    if not ended:
+        return 0
+    terminal.tell_end(ended[0].reason, ended[0].exit_code, ended[0].signal, ended[0].detail)
+    return exit_code(ended[0])
+
+
+def _write_jidfile(path: str, name: str) -> None:
+    try:
+        Path(path).write_text(f"{name}\n", "utf-8")
+    except OSError as error:
+        terminal.note(f"the job runs, but its name {name} cannot be written to {path}: {error.strerror}")
+
+
+def _pass_interrupts(client: "Client", name: str) -> None:
+    """The first Ctrl-C goes to the job, the second kills it; from a thread, as a handler must not call grpc."""
+    count = 0
+
+    def send(number: int) -> None:
+        try:
+            if number == 1:
+                client.signal(name, signal.SIGINT)
+            else:
+                client.stop(name, signal.SIGTERM, 0)
+        except TelehandlerError as error:
+            terminal.note(str(error))
+
+    def interrupted(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            terminal.note(f"interrupt passed to the job; once more kills it; Ctrl-\\ detaches: watch it as {name}")
+        threading.Thread(target=send, args=(count,), daemon=True).start()
+
+    signal.signal(signal.SIGINT, interrupted)
+    # Ctrl-\\ leaves the job running.
+    signal.signal(signal.SIGQUIT, lambda *_: os._exit(0))

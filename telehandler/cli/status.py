@@ -1,0 +1,57 @@
+"""`telehandler client status`: what the server knows of a job."""
+
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from telehandler.cli import jobname, options
+
+if TYPE_CHECKING:
+    from telehandler.pb import telehandler_pb2 as pb
+
+SCHEMA = 1
+
+
+@click.command()
+@options.connection
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print it.")
+@click.argument("job", required=False)
+def command(output: str, job: str | None, **given: Any) -> None:
+    """Show a job's state, exit code, times and byte counts.
+
+    JOB is a job's name or UUID; without it, the one of the jidfile.
+    """
+    settings = options.settings(given)
+    name = jobname.find(job, settings["jidfile"], settings["cert"])
+    fields = _fields(jobname.connect(settings).status(name))
+    if output == "json":
+        print(json.dumps({"schema": SCHEMA} | fields))
+        return
+    fields["command"] = shlex.join(fields["command"])
+    for key, value in fields.items():
+        text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(value))
+        print(f"{key.replace('_', ' '):<18} {text}")
+
+
+def _fields(status: "pb.JobStatus") -> dict[str, Any]:
+    from telehandler.states import Reason, State
+
+    ended = status.HasField("end_time")
+    return {
+        "name": status.name,
+        "state": State(status.state).name.lower(),
+        "reason": Reason(status.reason).name.lower(),
+        "exit_code": status.exit_code if ended else None,
+        "signal": status.signal or None,
+        "owner": status.owner,
+        "command": [argument.decode("utf-8", "backslashreplace") for argument in status.argv],
+        "start_time": status.start_time.ToJsonString(),
+        "end_time": status.end_time.ToJsonString() if ended else None,
+        "stdout_bytes": status.stdout_bytes,
+        "stderr_bytes": status.stderr_bytes,
+        "job_uid": status.job_uid,
+        "cpu_usec": status.cpu_usec,
+        "memory_peak_bytes": status.memory_peak_bytes,
+    }

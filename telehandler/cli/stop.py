@@ -1,0 +1,35 @@
+"""`telehandler client stop`: a signal, a grace, then the whole tree is killed."""
+
+import signal
+from typing import Any
+
+import click
+
+from telehandler.cli import jobname, options
+
+
+def _number(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """A signal by name, with or without SIG, or by number."""
+    name = value.upper().removeprefix("SIG")
+    if name.isascii() and name.isdigit() and 1 <= int(name) <= 64:
+        return int(name)
+    if f"SIG{name}" in signal.Signals.__members__:
+        return int(signal.Signals[f"SIG{name}"])
+    raise click.BadParameter(f"{value!r} is no signal, such as TERM or 15")
+
+
+@click.command()
+@options.connection
+@click.option("--stop-signal", "number", default="TERM", callback=_number, show_default=True, help="Sent first.")
+@click.option(
+    "-t", "--stop-timeout", type=click.FloatRange(0, 3600), default=10, show_default=True, help="Seconds until SIGKILL."
+)
+@click.argument("job", required=False)
+def command(number: int, stop_timeout: float, job: str | None, **given: Any) -> None:
+    """Stop a job, and everything it started; returns when it has ended.
+
+    JOB is a job's name or UUID; without it, the one of the jidfile.
+    """
+    settings = options.settings(given)
+    name = jobname.find(job, settings["jidfile"], settings["cert"])
+    jobname.connect(settings).stop(name, number, stop_timeout)

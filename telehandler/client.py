@@ -1,0 +1,153 @@
+"""The client's side of the api: one channel, one method for each RPC, grpc's errors turned into ours.
+
+grpc's blocking api: a command has one thing to wait for, and starts quicker without asyncio.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+from google.protobuf.empty_pb2 import Empty
+
+from helper.wire import Stage
+from telehandler.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OURS, TelehandlerError
+from telehandler.pb import telehandler_pb2 as pb
+
+CALL_TIMEOUT_S = 30.0
+RECONNECT_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 5.0, 5.0)  # waits before each try of a broken watch
+_SERVICE = "/telehandler.v1.TelehandlerService/"
+_ENOENT, _ENOTDIR = 2, 20
+_OPTIONS = (("grpc.max_receive_message_length", 4 << 20), ("grpc.keepalive_time_ms", 30_000))
+
+
+class End(NamedTuple):
+    """How a job ended, from the trailing metadata of its watch."""
+
+    state: str
+    reason: str
+    exit_code: int
+    signal: int
+    detail: str
+
+
+class Client:
+    """A connection to one server as one user. Raises TelehandlerError from every method."""
+
+    def __init__(self, server: str, cert: str, key: str, root: str) -> None:
+        self._server = server
+        host, _, port = server.rpartition(":")
+        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+            raise TelehandlerError(f"the server address {server!r} must be HOST:PORT, such as localhost:6443")
+        pieces = [_read(path, what) for path, what in ((root, "root certificate"), (key, "key"), (cert, "certificate"))]
+        credentials = grpc.ssl_channel_credentials(*pieces)
+        self._channel = grpc.secure_channel(server, credentials, options=_OPTIONS)
+
+    def start(self, request: pb.StartJobRequest) -> str:
+        """The name of a running job."""
+        answer = self._call("StartJob", request, pb.JobResponse.FromString)
+        return str(answer.name)
+
+    def stop(self, name: str, signal: int, grace_s: float) -> None:
+        request = pb.StopJobRequest(name=name, signal=signal)
+        request.grace.FromNanoseconds(int(grace_s * 1e9))
+        self._call("StopJob", request, Empty.FromString, grace_s + CALL_TIMEOUT_S)
+
+    def signal(self, name: str, signal: int) -> None:
+        self._call("SignalJob", pb.SignalJobRequest(name=name, signal=signal), Empty.FromString)
+
+    def status(self, name: str) -> pb.JobStatus:
+        answer: pb.JobStatus = self._call("GetJobStatus", pb.GetJobStatusRequest(name=name), pb.JobStatus.FromString)
+        return answer
+
+    def watch(self, name: str, no_follow: bool, ended: list[End], note: Callable[[str], None]) -> Iterator[Any]:
+        """JobOutput messages to the end of the log; then the job's end, if it has ended, in `ended`.
+
+        A connection that breaks is made anew, at the offset that was reached.
+        """
+        method = self._channel.unary_stream(
+            f"{_SERVICE}WatchJobOutput",
+            request_serializer=pb.WatchJobOutputRequest.SerializeToString,
+            response_deserializer=pb.JobOutput.FromString,
+        )
+        offset, tries = 0, iter(RECONNECT_S)
+        while True:
+            call = method(pb.WatchJobOutputRequest(name=name, offset=offset, no_follow=no_follow))
+            try:
+                for output in call:
+                    yield output
+                    offset = output.offset + len(output.data)
+                    tries = iter(RECONNECT_S)
+            except grpc.RpcError as error:
+                wait = next(tries, None)
+                lost = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+                if (
+                    not lost
+                    or wait is None
+                    or (not offset and tries.__length_hint__() == len(RECONNECT_S) - 1 and no_follow)
+                ):
+                    raise self._error(error) from None
+                note(f"the connection broke at byte {offset}; connecting again in {wait:g} s; the job is untouched")
+                time.sleep(wait)
+                continue
+            metadata = {key: str(value) for key, value in call.trailing_metadata() or ()}
+            if "telehandler-state" in metadata:
+                ended.append(_end(metadata))
+            return
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _call(self, name: str, request: Any, deserializer: Any, timeout: float = CALL_TIMEOUT_S) -> Any:
+        method = self._channel.unary_unary(
+            f"{_SERVICE}{name}", request_serializer=type(request).SerializeToString, response_deserializer=deserializer
+        )
+        try:
+            return method(request, timeout=timeout)
+        except grpc.RpcError as error:
+            raise self._error(error) from None
+
+    def _error(self, error: Any) -> TelehandlerError:
+        """One line of cause and remedy, and the exit code."""
+        code, text = error.code(), error.details() or ""
+        if code is grpc.StatusCode.UNAVAILABLE:
+            return TelehandlerError(_unavailable(self._server, text))
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return TelehandlerError(f"the server {self._server} did not answer in time")
+        failure = TelehandlerError(text or code.name.lower())
+        metadata = {key: str(value) for key, value in error.trailing_metadata() or ()}
+        if metadata.get("telehandler-stage") == Stage.EXEC.name.lower():
+            missing = int(metadata.get("telehandler-errno", "0")) in (_ENOENT, _ENOTDIR)
+            failure.exit_code = EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
+        return failure
+
+
+def _end(metadata: dict[str, str]) -> End:
+    numbers = int(metadata["telehandler-exit-code"]), int(metadata["telehandler-signal"])
+    return End(metadata["telehandler-state"], metadata["telehandler-reason"], *numbers, metadata["telehandler-detail"])
+
+
+def exit_code(end: End) -> int:
+    """The command's own: the job's, 128 + n after a signal, ours when the job was lost."""
+    return EXIT_OURS if end.reason == "lost" else end.exit_code
+
+
+def _unavailable(server: str, text: str) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
+        return f"the certificate of {server} is not from this root (-r): use the root that the server's is from"
+    if "Connection refused" in text:
+        return f"nothing listens on {server}: start `telehandler server`, or name another with -s"
+    if "DNS" in text or "resolution" in text:
+        return f"the host of {server} is not known: name another with -s"
+    if "Socket closed" in text or "reset" in text or "handshak" in text.lower():
+        return f"{server} closed the connection: is this certificate (-c) from the server's root, and not expired?"
+    return f"{server} is not available: {text}"
+
+
+def _read(path: str, what: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        remedy = "`make certs` makes a set under ssl/; -c, -k and -r name others"
+        raise TelehandlerError(f"the {what} {path} cannot be read: {error.strerror}; {remedy}") from None

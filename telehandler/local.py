@@ -1,0 +1,79 @@
+"""`telehandler local`: the same helper, link, log and jobs, with no server, certificate or port."""
+
+import asyncio
+import os
+import signal
+import tempfile
+from pathlib import Path
+
+from helper.wire import Stage
+from telehandler import helper_process, terminal
+from telehandler.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OURS, HelperRefused
+from telehandler.jobs import Job, Jobs, Request
+from telehandler.link import HelperLink
+from telehandler.log import Stream
+from telehandler.records import Records
+from telehandler.states import Reason
+
+_ENOENT, _ENOTDIR = 2, 20
+
+
+def run(request: Request, cgroup_root: str | None, policy: str | None) -> int:
+    """Runs the job to its end: its exit code. Raises TelehandlerError."""
+    process, sock = helper_process.start(cgroup_root, policy)
+    with tempfile.TemporaryDirectory(prefix="telehandler-") as directory:
+        try:
+            return asyncio.run(_run(request, sock, Path(directory)))
+        except HelperRefused as refused:
+            if refused.stage == Stage.EXEC:
+                missing = refused.errno in (_ENOENT, _ENOTDIR)
+                refused.exit_code = EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
+            raise
+        finally:
+            sock.close()
+            process.wait()
+
+
+async def _run(request: Request, sock: "helper_process.socket.socket", directory: Path) -> int:
+    link = HelperLink(sock)
+    records = Records(directory)
+    jobs = Jobs(directory, link, records, os.fsencode(os.getcwd()))
+    try:
+        await jobs.adopt()
+        job = await jobs.start(request)
+        _pass_signals(jobs, job)
+        log, offset = jobs.open_log(job), 0
+        while await log.wait(offset):
+            chunk = log.read(offset)
+            # Blocking: a reader that stops stops the job, through its pipe.
+            terminal.write(chunk.stream is Stream.STDERR, chunk.data)
+            offset += len(chunk.data)
+        log.release()
+        await job.ended.wait()
+        await jobs.drain()
+    finally:
+        link.close()
+        records.close()
+    record = job.record
+    terminal.tell_end(record.reason.name.lower(), record.exit_code, record.signal, record.extra.get("log_error", ""))
+    return EXIT_OURS if record.reason is Reason.LOST else record.exit_code
+
+
+def _pass_signals(jobs: Jobs, job: Job) -> None:
+    """The first Ctrl-C goes to the job, the second kills it; SIGTERM stops it."""
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+    interrupted = False
+
+    def act(number: int) -> None:
+        nonlocal interrupted
+        if number == signal.SIGINT and not interrupted:
+            interrupted = True
+            terminal.note("interrupt passed to the job; once more kills it")
+            work = jobs.signal(job, number)
+        else:
+            work = jobs.stop(job, signal.SIGTERM, 0 if number == signal.SIGINT else 10)
+        tasks.add(loop.create_task(work))
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, act, number)
