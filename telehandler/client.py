@@ -61,22 +61,26 @@ class Client:
         answer: pb.JobStatus = self._call("GetJobStatus", pb.GetJobStatusRequest(name=name), pb.JobStatus.FromString)
         return answer
 
-    def watch(self, name: str, no_follow: bool, ended: list[End], note: Callable[[str], None]) -> Iterator[Any]:
+    def watch(
+        self, name: str, no_follow: bool, started: bool, ended: list[End], note: Callable[[str], None]
+    ) -> Iterator[Any]:
         """JobOutput messages to the end of the log; then the job's end, if it has ended, in `ended`.
 
-        A connection that breaks is made anew, at the offset that was reached.
+        A connection that breaks is made anew, at the offset that was reached; so is a first one that fails, when
+        this client has just `started` the job.
         """
         method = self._channel.unary_stream(
             f"{_SERVICE}WatchJobOutput",
             request_serializer=pb.WatchJobOutputRequest.SerializeToString,
             response_deserializer=pb.JobOutput.FromString,
         )
-        offset, tries = 0, iter(RECONNECT_S)
+        offset, connected, tries = 0, started, iter(RECONNECT_S)
         while True:
             call = method(pb.WatchJobOutputRequest(name=name, offset=offset, no_follow=no_follow))
             try:
                 for output in call:
                     yield output
+                    connected = True
                     offset = output.offset + len(output.data)
                     tries = iter(RECONNECT_S)
             except grpc.RpcError as error:

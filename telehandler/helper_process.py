@@ -38,7 +38,7 @@ def start(cgroup_root: str | None, policy: str | None) -> tuple["subprocess.Pope
     arguments = command(cgroup_root, policy)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        process = subprocess.Popen(arguments, stdin=theirs, stdout=subprocess.DEVNULL, cwd="/")
+        process = subprocess.Popen(arguments, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd="/")
     try:
         ours.settimeout(HELLO_TIMEOUT_S)
         ours.send(wire.pack(wire.Type.HELLO, 0))

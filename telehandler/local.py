@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import tempfile
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def run(request: Request, cgroup_root: str | None, policy: str | None) -> int:
             process.wait()
 
 
-async def _run(request: Request, sock: "helper_process.socket.socket", directory: Path) -> int:
+async def _run(request: Request, sock: socket.socket, directory: Path) -> int:
     link = HelperLink(sock)
     records = Records(directory)
     jobs = Jobs(directory, link, records, os.fsencode(os.getcwd()))

@@ -115,9 +115,8 @@ class Service:
                 chunk = log.read(offset)
                 time = Timestamp()
                 time.FromNanoseconds(chunk.time_ns)
-                output = pb.JobOutput(
-                    data=chunk.data, stream=pb.OutputStream.Name(chunk.stream), offset=offset, time=time
-                )
+                stream = pb.OutputStream.Name(chunk.stream)
+                output = pb.JobOutput(data=chunk.data, stream=stream, offset=offset, time=time)
                 yield output.SerializeToString()
                 offset += len(chunk.data)
             if log.ended:
@@ -130,8 +129,8 @@ class Service:
 
     def _caller(self, context: Context) -> Caller:
         properties = context.auth_context()
-        certificates = properties.get("x509_pem_cert", [])
-        if properties.get("ssl_tls_version", [TLS_VERSION]) != [TLS_VERSION] or len(certificates) != 1:
+        certificates = list(properties.get("x509_pem_cert", []))
+        if list(properties.get("ssl_tls_version", [])) != [TLS_VERSION] or len(certificates) != 1:
             raise Refusal(grpc.StatusCode.UNAUTHENTICATED, "TLS 1.3 and a client certificate are needed")
         try:
             return caller_of(certificates[0], self._admins)

@@ -50,9 +50,7 @@ def cli() -> None:
 def main() -> None:
     """Every way out ends in an exit code; no traceback reaches a user."""
     try:
-        cli.main(prog_name="telehandler", standalone_mode=False)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
+        sys.exit(cli.main(prog_name="telehandler", standalone_mode=False))
     except click.Abort:
         sys.exit(EXIT_INTERRUPTED)
     except click.ClickException as error:

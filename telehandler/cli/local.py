@@ -14,7 +14,7 @@ from telehandler.cli import options
 @click.option("--helper-policy", metavar="FILE", help="The root policy; default: /etc/telehandler/policy.toml.")
 @options.sandbox
 @click.pass_context
-def command(context: click.Context, cgroup_root: str | None, helper_policy: str | None, **given: Any) -> None:
+def command(context: click.Context, /, cgroup_root: str | None, helper_policy: str | None, **given: Any) -> None:
     """Run COMMAND in a sandbox on this machine and print its output.
 
     It takes root, sudo or the setuid wrapper to start the helper. The exit code is the job's own, or 128 + n when

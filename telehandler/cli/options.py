@@ -18,8 +18,7 @@ def _connection_option(short: str, name: str, text: str) -> Callable[[Function],
         short,
         f"--{name}",
         envvar=f"TELEHANDLER_{name.upper()}",
-        help=text,
-        show_default=DEFAULTS[name],
+        help=f"{text}  [default: {DEFAULTS[name]}]",
         metavar="HOST:PORT" if name == "server" else "FILE",
     )
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("-d", "--detach", is_flag=True, help="Print the job's name and leave it running.")
 @options.sandbox
 @click.pass_context
-def command(context: click.Context, detach: bool, **given: Any) -> None:
+def command(context: click.Context, /, detach: bool, **given: Any) -> None:
     """Run COMMAND on the server and print its output.
 
     The job's name is written to the jidfile. Ctrl-C is passed to the job; the second one kills it. The exit code is
@@ -50,15 +50,15 @@ def command(context: click.Context, detach: bool, **given: Any) -> None:
         print(name)
         return
     _pass_interrupts(client, name)
-    context.exit(watch(client, name, no_follow=False))
+    context.exit(watch(client, name, no_follow=False, started=True))
 
 
-def watch(client: "Client", name: str, no_follow: bool) -> int:
+def watch(client: "Client", name: str, no_follow: bool, started: bool) -> int:
     """Prints a job's output to its end: the job's exit code, 0 while it runs on."""
     from telehandler.client import End, exit_code
 
     ended: list[End] = []
-    for output in client.watch(name, no_follow, ended, terminal.note):
+    for output in client.watch(name, no_follow, started, ended, terminal.note):
         terminal.write(output.stream == 2, output.data)
     client.close()
     if not ended:

@@ -16,7 +16,7 @@ import click
 @click.option("--cgroup-root", metavar="DIR", help="Where cgroup v2 is; default: the policy's, /sys/fs/cgroup.")
 @click.option("--helper-policy", metavar="FILE", help="The root policy; default: /etc/telehandler/policy.toml.")
 @click.pass_context
-def command(context: click.Context, **given: Any) -> None:
+def command(context: click.Context, /, **given: Any) -> None:
     """Serve: start the root helper, give up root, listen.
 
     Started as root, through sudo, or by a user who may start the helper: see contrib/. SIGTERM or Ctrl-C ends it and

@@ -14,7 +14,7 @@ from telehandler.cli.run import watch
 @click.option("-f/-F", "--follow/--no-follow", default=True, help="Go on to the job's end, or end with what is there.")
 @click.argument("job", required=False)
 @click.pass_context
-def command(context: click.Context, follow: bool, job: str | None, **given: Any) -> None:
+def command(context: click.Context, /, follow: bool, job: str | None, **given: Any) -> None:
     """Print a job's output from the first byte, to its end.
 
     JOB is a job's name or UUID; without it, the one of the jidfile. Ctrl-C detaches; the job is untouched. The exit
@@ -24,7 +24,7 @@ def command(context: click.Context, follow: bool, job: str | None, **given: Any)
     name = jobname.find(job, settings["jidfile"], settings["cert"])
     client = jobname.connect(settings)
     try:
-        context.exit(watch(client, name, no_follow=not follow))
+        context.exit(watch(client, name, no_follow=not follow, started=False))
     except KeyboardInterrupt:
         terminal.note("detached; the job is untouched")
         context.exit(EXIT_INTERRUPTED)
