@@ -86,11 +86,7 @@ class Client:
             except grpc.RpcError as error:
                 wait = next(tries, None)
                 lost = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-                if (
-                    not lost
-                    or wait is None
-                    or (not offset and tries.__length_hint__() == len(RECONNECT_S) - 1 and no_follow)
-                ):
+                if not lost or wait is None or not connected:
                     raise self._error(error) from None
                 note(f"the connection broke at byte {offset}; connecting again in {wait:g} s; the job is untouched")
                 time.sleep(wait)
