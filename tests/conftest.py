@@ -1,0 +1,72 @@
+"""Fixtures of every folder: certificates, a policy for this machine, servers, the client."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import servers
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def as_root() -> None:
+    """Needs root: a skip with a reason, a failure in CI, where a skip must not pass for a pass."""
+    if os.geteuid() != 0:
+        if os.environ.get("CI"):
+            pytest.fail("CI must run the tests as root")
+        pytest.skip("needs root: real namespaces and cgroups")
+
+
+@pytest.fixture(scope="session")
+def place() -> Iterator[Path]:
+    """A directory that every user may enter, gone at the end."""
+    with tempfile.TemporaryDirectory(prefix="telehandler-test-", dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def ssl(place: Path) -> Path:
+    """root, server, client (tele-tester), bubba and admin."""
+    directory = place / "ssl"
+    subprocess.run([sys.executable, "-m", "telehandler.certs", str(directory)], cwd=ROOT, check=True)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def policy(place: Path) -> Path:
+    """The built-in policy, without the controllers that this machine lacks."""
+    path = place / "policy.toml"
+    path.write_text(servers.policy_text())
+    path.chmod(0o644)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_server(as_root: None, place: Path, ssl: Path, policy: Path) -> Iterator[Callable[..., servers.Server]]:
+    """Starts servers; those that a test left are stopped at the end."""
+    started: list[servers.Server] = []
+
+    def make(**options: object) -> servers.Server:
+        server = servers.Server(place, ssl, policy, **options)  # type: ignore[arg-type]  # as Server's own
+        started.append(server)
+        server.start()
+        return server
+
+    yield make
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(make_server: Callable[..., servers.Server]) -> servers.Server:
+    """One server, started as root, for tests that leave it as it is."""
+    return make_server(admins=("admin",))

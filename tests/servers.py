@@ -1,0 +1,166 @@
+"""A real server as a test sees it: started, asked by the real client, watched through /proc, stopped."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+CONTROLLERS = ("cpu", "memory", "io", "pids")
+DEADLINE_S = 30.0
+COMMAND = [sys.executable, "-m", "telehandler"]
+
+
+def wait_until(what: str, condition: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
+    """The first true value of `condition`; fails after the deadline."""
+    end = time.monotonic() + deadline_s
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {deadline_s} s: {what}")
+        time.sleep(0.01)  # the pace of looking, not a guess at how long it takes
+    return value
+
+
+def cgroup_root() -> Path:
+    """Where cgroup v2 is mounted."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[fields.index("-") + 1] == "cgroup2":
+            return Path(fields[4])
+    raise AssertionError("no cgroup v2 on this machine")
+
+
+def missing_controllers() -> list[str]:
+    there = (cgroup_root() / "cgroup.controllers").read_text().split()
+    return [name for name in CONTROLLERS if name not in there]
+
+
+def policy_text(extra: str = "") -> str:
+    """A policy that goes without the controllers this machine lacks, and no others."""
+    return f"allow_missing_controllers = {missing_controllers()!r}\n{extra}"
+
+
+def our_cgroups() -> set[str]:
+    return {path.name for path in cgroup_root().glob("telehandler.*")}
+
+
+class Server:
+    """A `telehandler server` on a free port, and a client for it."""
+
+    def __init__(
+        self,
+        place: Path,
+        ssl: Path,
+        policy: Path | None,
+        admins: Sequence[str] = (),
+        state: Path | None = None,
+        command: Sequence[str] = tuple(COMMAND),
+        **popen: Any,
+    ) -> None:
+        self.ssl, self.policy, self.admins, self.command, self.popen = ssl, policy, admins, command, popen
+        self.home = Path(tempfile.mkdtemp(prefix="server-", dir=place))
+        self.home.chmod(0o755)
+        self.state = state or self.home / "state"
+        self.log = self.home / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+
+    def start(self) -> None:
+        arguments = [*self.command, "server", "--listen", "127.0.0.1:0", "--state-dir", str(self.state)]
+        for flag, name in (("--cert", "server.pem"), ("--key", "server-key.pem"), ("--root", "root.pem")):
+            arguments += [flag, str(self.ssl / name)]
+        arguments += ["--helper-policy", str(self.policy)] if self.policy else []
+        arguments += [word for name in self.admins for word in ("--admin", name)]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **{"cwd": ROOT, **self.popen}
+            )
+        self.port = wait_until("the server listens", self._listening)
+
+    def _listening(self) -> int:
+        assert self.process is not None
+        text = self.log.read_text()
+        found = re.findall(r"^telehandler: listening on .*:(\d+)$", text, re.MULTILINE)
+        if not found and self.process.poll() is not None:
+            raise AssertionError(f"the server ended with {self.process.returncode}: {text}")
+        return int(found[-1]) if found else 0
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit status."""
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            self.process.terminate()
+        status = self.process.wait(DEADLINE_S)
+        shutil.rmtree(self.home, ignore_errors=True)
+        self.process = None
+        return status
+
+    def children(self) -> dict[str, int]:
+        """The pids of helper and api, by name."""
+        assert self.process is not None
+        found = {}
+        for pid in descendants(self.process.pid):
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if b"telehandler.api" in line:
+                found["api"] = pid
+            elif b"/helper\0" in line and b"python3\0" in line.split(b"/")[-1] + line and not line.startswith(b"sudo"):
+                found.setdefault("helper", pid)
+        return found
+
+    def client(
+        self, verb: str, *arguments: str, user: str = "client", **options: Any
+    ) -> "subprocess.CompletedProcess[bytes]":
+        """One run of the client, its output captured."""
+        return subprocess.run(
+            self.client_command(verb, *arguments, user=user), cwd=ROOT, capture_output=True, timeout=120, **options
+        )
+
+    def client_command(self, verb: str, *arguments: str, user: str = "client") -> list[str]:
+        pair = ["-c", str(self.ssl / f"{user}.pem"), "-k", str(self.ssl / f"{user}-key.pem")]
+        where = ["-s", f"localhost:{self.port}", "-r", str(self.ssl / "root.pem"), "-j", str(self.jidfile(user))]
+        return [*COMMAND, "client", verb, *where, *pair, *arguments]
+
+    def jidfile(self, user: str = "client") -> Path:
+        return self.home / f"job_id-{user}"
+
+    def detach(self, *command: str, user: str = "client") -> str:
+        """A job left running: its name."""
+        done = self.client("run", "-d", "--", *command, user=user)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode().strip()
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below `pid`."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            found += [int(child), *descendants(int(child))]
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def processes_with(text: str) -> list[int]:
+    """The pids of processes whose command line contains `text`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text.encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
+                found.append(int(path.parent.name))
+        except OSError:
+            pass  # it has just ended
+    return found
