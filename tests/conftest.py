@@ -6,11 +6,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 import servers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,8 +53,8 @@ def make_server(as_root: None, place: Path, ssl: Path, policy: Path) -> Iterator
     """Starts servers; those that a test left are stopped at the end."""
     started: list[servers.Server] = []
 
-    def make(**options: object) -> servers.Server:
-        server = servers.Server(place, ssl, policy, **options)  # type: ignore[arg-type]  # as Server's own
+    def make(**options: Any) -> servers.Server:
+        server = servers.Server(place, ssl, policy, **options)
         started.append(server)
         server.start()
         return server

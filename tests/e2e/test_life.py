@@ -1,0 +1,121 @@
+"""Servers that end, processes that are killed, a log larger than memory should hold."""
+
+import hashlib
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from servers import ROOT, Server, alive, our_cgroups, processes_with, wait_until
+
+GIB = 1 << 30
+MAX_GROWTH = 64 << 20
+
+
+def test_sigterm_ends_server_helper_jobs_and_cgroups(make_server: Callable[..., Server]) -> None:
+    before = our_cgroups()
+    server = make_server()
+    server.detach("sleep", "27.18281")
+    pids = [*server.children().values(), *processes_with("27.18281")]
+    assert len(our_cgroups() - before) == 1
+    assert server.stop() == 0
+    assert not [pid for pid in pids if alive(pid)]
+    assert our_cgroups() <= before
+
+
+def test_a_killed_supervisor_takes_all_with_it(make_server: Callable[..., Server]) -> None:
+    before = our_cgroups()
+    server = make_server()
+    server.detach("sleep", "16.18033")
+    pids = [*server.children().values(), *processes_with("16.18033")]
+    assert server.process is not None
+    server.process.kill()
+    wait_until("helper, api and job have ended", lambda: not [pid for pid in pids if alive(pid)])
+    wait_until("the cgroup is gone", lambda: our_cgroups() <= before)
+
+
+def test_jobs_go_on_when_the_api_is_killed_and_no_byte_is_lost(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    script = "for i in $(seq 30000); do echo line $i; [ $((i % 100)) = 0 ] && read -t 0.01 x <> /tmp/f; done; echo end"
+    name = server.detach("bash", "-c", f"mkfifo /tmp/f; {script}")
+    for _ in range(3):
+        api = server.children()["api"]
+        wait_until("there is some output", lambda: b"stdout bytes       0" not in server.client("status", name).stdout)
+        os.kill(api, signal.SIGKILL)
+        wait_until("another api", lambda api=api: server.children().get("api", api) != api)
+        server.port = wait_until("it listens", server.listening)
+        wait_until("it answers", lambda: server.client("status", name).returncode == 0)
+    expected = "".join(f"line {number}\n" for number in range(1, 30001)) + "end\n"
+    done = server.client("watch", name)
+    assert done.returncode == 0, done.stderr
+    assert hashlib.sha256(done.stdout).digest() == hashlib.sha256(expected.encode()).digest()
+
+
+def test_a_watcher_connects_again_when_the_api_is_killed(make_server: Callable[..., Server]) -> None:
+    server = make_server(listen="127.0.0.1:17443")
+    script = (
+        "echo up; while [ ! -e /tmp/go ]; do read -t 0.05 x <> /tmp/f; n=$((n+1)); [ $n = 60 ] && break; done; echo end"
+    )
+    client = subprocess.Popen(
+        server.client_command("run", "--", "bash", "-c", f"mkfifo /tmp/f; {script}; exit 9"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"up\n"
+    os.kill(server.children()["api"], signal.SIGKILL)
+    output, errors = client.communicate(timeout=60)
+    assert (client.returncode, output) == (9, b"end\n"), errors
+    assert b"connecting again" in errors
+
+
+def test_a_dead_helper_is_told_and_its_jobs_are_lost(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    name = server.detach("sleep", "14.14213")
+    pids = processes_with("14.14213")
+    os.kill(server.children()["helper"], signal.SIGKILL)
+    assert server.process is not None
+    assert server.process.wait(30) == 1
+    wait_until("the job died with it", lambda: not [pid for pid in pids if alive(pid)])
+    assert "the root helper has died" in server.log.read_text()
+    server.start()
+    done = server.client("status", "-o", "json", name)
+    assert b'"reason": "lost"' in done.stdout
+    assert server.client("watch", name).returncode == 125
+
+
+def test_a_gibibyte_of_output_does_not_raise_the_apis_memory(make_server: Callable[..., Server]) -> None:
+    server = make_server()
+    assert server.client("run", "--", "true").returncode == 0
+    api = server.children()["api"]
+    before = _rss(api)
+    name = server.detach("head", "-c", str(GIB), "/dev/zero")
+    digest, peak = hashlib.sha256(), 0
+    with subprocess.Popen(server.client_command("watch", name), cwd=ROOT, stdout=subprocess.PIPE) as client:
+        assert client.stdout is not None
+        while piece := client.stdout.read(1 << 22):
+            digest.update(piece)
+            peak = max(peak, _rss(api))
+    assert client.returncode == 0
+    expected = hashlib.sha256()
+    for _ in range(GIB >> 22):
+        expected.update(bytes(1 << 22))
+    assert digest.digest() == expected.digest()
+    assert max(peak, _rss(api)) - before < MAX_GROWTH
+
+
+def _rss(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
+
+
+def test_a_second_server_on_the_state_directory_is_refused(
+    make_server: Callable[..., Server], place: Path, ssl: Path, policy: Path
+) -> None:
+    server = make_server()
+    second = Server(place, ssl, policy, state=server.state)
+    with pytest.raises(AssertionError, match="125: telehandler: another server uses the state directory"):
+        second.start()
+    second.stop()
