@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,12 @@ def policy_text(extra: str = "") -> str:
 
 def our_cgroups() -> set[str]:
     return {path.name for path in cgroup_root().glob("telehandler.*")}
+
+
+def free_address() -> str:
+    """A loopback address that stays the same when an api is started anew."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 class Server:

@@ -5,10 +5,11 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from servers import ROOT, Server, alive, our_cgroups, processes_with, wait_until
+from servers import ROOT, Server, alive, free_address, our_cgroups, processes_with, wait_until
 
 GIB = 1 << 30
 MAX_GROWTH = 64 << 20
@@ -37,15 +38,14 @@ def test_a_killed_supervisor_takes_all_with_it(make_server: Callable[..., Server
 
 
 def test_jobs_go_on_when_the_api_is_killed_and_no_byte_is_lost(make_server: Callable[..., Server]) -> None:
-    server = make_server()
+    server = make_server(listen=free_address())
     script = "for i in $(seq 30000); do echo line $i; [ $((i % 100)) = 0 ] && read -t 0.01 x <> /tmp/f; done; echo end"
     name = server.detach("bash", "-c", f"mkfifo /tmp/f; {script}")
     for _ in range(3):
         api = server.children()["api"]
         wait_until("there is some output", lambda: b"stdout bytes       0" not in server.client("status", name).stdout)
         os.kill(api, signal.SIGKILL)
-        wait_until("another api", lambda api=api: server.children().get("api", api) != api)
-        server.port = wait_until("it listens", server.listening)
+        wait_until("the api has ended", partial(_ended, api))
         wait_until("it answers", lambda: server.client("status", name).returncode == 0)
     expected = "".join(f"line {number}\n" for number in range(1, 30001)) + "end\n"
     done = server.client("watch", name)
@@ -54,7 +54,7 @@ def test_jobs_go_on_when_the_api_is_killed_and_no_byte_is_lost(make_server: Call
 
 
 def test_a_watcher_connects_again_when_the_api_is_killed(make_server: Callable[..., Server]) -> None:
-    server = make_server(listen="127.0.0.1:17443")
+    server = make_server(listen=free_address())
     script = (
         "echo up; while [ ! -e /tmp/go ]; do read -t 0.05 x <> /tmp/f; n=$((n+1)); [ $n = 60 ] && break; done; echo end"
     )
@@ -105,6 +105,10 @@ def test_a_gibibyte_of_output_does_not_raise_the_apis_memory(make_server: Callab
         expected.update(bytes(1 << 22))
     assert digest.digest() == expected.digest()
     assert max(peak, _rss(api)) - before < MAX_GROWTH
+
+
+def _ended(pid: int) -> bool:
+    return not alive(pid)
 
 
 def _rss(pid: int) -> int:
