@@ -3,10 +3,12 @@
 grpc's blocking api: a command has one thing to wait for, and starts quicker without asyncio.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are not ours: errors become one of ours
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
@@ -14,6 +16,7 @@ from google.protobuf.empty_pb2 import Empty
 from helper.wire import Stage
 from telehandler.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OURS, TelehandlerError
 from telehandler.pb import telehandler_pb2 as pb
+from telehandler.pem import read_pair
 
 CALL_TIMEOUT_S = 30.0
 RECONNECT_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 5.0, 5.0)  # waits before each try of a broken watch
@@ -40,8 +43,8 @@ class Client:
         host, _, port = server.rpartition(":")
         if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
             raise TelehandlerError(f"the server address {server!r} must be HOST:PORT, such as localhost:6443")
-        pieces = [_read(path, what) for path, what in ((root, "root certificate"), (key, "key"), (cert, "certificate"))]
-        credentials = grpc.ssl_channel_credentials(*pieces)
+        certificate, private_key, roots = read_pair(cert, key, root)
+        credentials = grpc.ssl_channel_credentials(roots, private_key, certificate)
         self._channel = grpc.secure_channel(server, credentials, options=_OPTIONS)
 
     def start(self, request: pb.StartJobRequest) -> str:
@@ -143,11 +146,3 @@ def _unavailable(server: str, text: str) -> str:
     if "Socket closed" in text or "reset" in text or "handshak" in text.lower():
         return f"{server} closed the connection: is this certificate (-c) from the server's root, and not expired?"
     return f"{server} is not available: {text}"
-
-
-def _read(path: str, what: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        remedy = "`make certs` makes a set under ssl/; -c, -k and -r name others"
-        raise TelehandlerError(f"the {what} {path} cannot be read: {error.strerror}; {remedy}") from None

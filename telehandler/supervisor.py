@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from telehandler import helper_process, privileges
 from telehandler.errors import EXIT_OURS, TelehandlerError
+from telehandler.pem import read_pair
 
 API_STOP_S = 6.0
 HELPER_STOP_S = 15.0
@@ -39,6 +40,7 @@ def serve(options: Options) -> int:
     user = privileges.server_user(options.user) if is_root else None
     if options.user and not is_root:
         raise TelehandlerError("--user needs root")
+    read_pair(options.cert, options.key, options.root)  # its errors name the files; the api sees only copies
     # As root, before root is given up: what the api must read later, as fds that need no permission.
     files = {name: _memory_copy(getattr(options, name)) for name in ("cert", "key", "root")}
     paths = [_open_directory(path) for path in sys.path if os.path.isdir(path)] if is_root else []
@@ -140,12 +142,8 @@ def _stop_api(api: "subprocess.Popen[bytes]") -> None:
 
 def _memory_copy(path: str) -> int:
     """A file's content as an fd in memory, which any user may read through /proc/self/fd."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise TelehandlerError(f"{path} cannot be read: {error.strerror}; `make certs` makes a set") from None
     fd = os.memfd_create("telehandler")
-    os.write(fd, content)
+    os.write(fd, Path(path).read_bytes())
     return fd
 
 
