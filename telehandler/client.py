@@ -6,17 +6,18 @@ grpc's blocking api: a command has one thing to wait for, and starts quicker wit
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are not ours: errors become one of ours
 
 import grpc
-from google.protobuf.empty_pb2 import Empty
 
 from helper.wire import Stage
 from telehandler.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OURS, TelehandlerError
-from telehandler.pb import telehandler_pb2 as pb
 from telehandler.pem import read_pair
+
+if TYPE_CHECKING:
+    from telehandler.pb import telehandler_pb2 as pb
 
 CALL_TIMEOUT_S = 30.0
 RECONNECT_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 5.0, 5.0)  # waits before each try of a broken watch
@@ -46,21 +47,31 @@ class Client:
         certificate, private_key, roots = read_pair(cert, key, root)
         credentials = grpc.ssl_channel_credentials(roots, private_key, certificate)
         self._channel = grpc.secure_channel(server, credentials, options=_OPTIONS)
+        # Connects now, in grpc's threads: the messages are imported meanwhile.
+        self._channel.subscribe(_ignore, try_to_connect=True)
 
-    def start(self, request: pb.StartJobRequest) -> str:
+    def start(self, request: "pb.StartJobRequest") -> str:
         """The name of a running job."""
+        from telehandler.pb import telehandler_pb2 as pb
+
         answer = self._call("StartJob", request, pb.JobResponse.FromString)
         return str(answer.name)
 
     def stop(self, name: str, signal: int, grace_s: float) -> None:
+        from telehandler.pb import telehandler_pb2 as pb
+
         request = pb.StopJobRequest(name=name, signal=signal)
         request.grace.FromNanoseconds(int(grace_s * 1e9))
-        self._call("StopJob", request, Empty.FromString, grace_s + CALL_TIMEOUT_S)
+        self._call("StopJob", request, bytes, grace_s + CALL_TIMEOUT_S)
 
     def signal(self, name: str, signal: int) -> None:
-        self._call("SignalJob", pb.SignalJobRequest(name=name, signal=signal), Empty.FromString)
+        from telehandler.pb import telehandler_pb2 as pb
 
-    def status(self, name: str) -> pb.JobStatus:
+        self._call("SignalJob", pb.SignalJobRequest(name=name, signal=signal), bytes)
+
+    def status(self, name: str) -> "pb.JobStatus":
+        from telehandler.pb import telehandler_pb2 as pb
+
         answer: pb.JobStatus = self._call("GetJobStatus", pb.GetJobStatusRequest(name=name), pb.JobStatus.FromString)
         return answer
 
@@ -72,6 +83,8 @@ class Client:
         A connection that breaks is made anew, at the offset that was reached; so is a first one that fails, when
         this client has just `started` the job.
         """
+        from telehandler.pb import telehandler_pb2 as pb
+
         method = self._channel.unary_stream(
             f"{_SERVICE}WatchJobOutput",
             request_serializer=pb.WatchJobOutputRequest.SerializeToString,
@@ -124,6 +137,10 @@ class Client:
             missing = int(metadata.get("telehandler-errno", "0")) in (_ENOENT, _ENOTDIR)
             failure.exit_code = EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
         return failure
+
+
+def _ignore(_: object) -> None:
+    """States of the channel: a call that fails says more."""
 
 
 def _end(metadata: dict[str, str]) -> End:

@@ -5,7 +5,6 @@
 """
 
 import os
-from pathlib import Path
 from typing import Any
 
 from telehandler.errors import TelehandlerError
@@ -19,20 +18,21 @@ DEFAULTS = {
 }
 
 
-def path() -> Path:
+def path() -> str:
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return Path(base) / "telehandler" / "config.toml"
+    return os.path.join(base, "telehandler", "config.toml")
 
 
 def load() -> dict[str, str]:
     """The file's settings, its context's over its own. Raises TelehandlerError."""
     file = path()
-    if not file.exists():
+    if not os.path.exists(file):
         return {}
     import tomllib  # only for those who have a file
 
     try:
-        table: dict[str, Any] = tomllib.loads(file.read_text("utf-8"))
+        with open(file, encoding="utf-8") as stream:
+            table: dict[str, Any] = tomllib.loads(stream.read())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise TelehandlerError(f"{file}: {error}") from None
     contexts = table.pop("contexts", {})

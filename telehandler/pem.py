@@ -1,7 +1,6 @@
 """Reads certificates and keys, and refuses what grpc would abort the process for."""
 
 import ssl
-from pathlib import Path
 
 from telehandler.errors import TelehandlerError
 
@@ -33,6 +32,7 @@ def _no_password() -> bytes:
 
 def _read(path: str, what: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            return file.read()
     except OSError as error:
         raise TelehandlerError(f"the {what} {path} cannot be read: {error.strerror}; {_REMEDY}") from None

@@ -1,7 +1,6 @@
 """What run and local ask for: sizes, limits and variables, from the words of a command line."""
 
 import os
-from pathlib import Path
 
 from telehandler.errors import TelehandlerError
 
@@ -50,7 +49,8 @@ def environment(entries: tuple[str, ...], files: tuple[str, ...]) -> dict[bytes,
     lines: list[str] = []
     for file in files:
         try:
-            text = Path(file).read_text("utf-8", "surrogateescape")
+            with open(file, encoding="utf-8", errors="surrogateescape") as stream:
+                text = stream.read()
         except OSError as error:
             raise TelehandlerError(f"--env-file {file} cannot be read: {error.strerror}") from None
         lines += [line for line in text.splitlines() if line.strip() and not line.startswith("#")]

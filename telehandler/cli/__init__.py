@@ -1,11 +1,13 @@
 """The command line: one verb, one file, loaded when it is asked for."""
 
 import importlib
+import os
 import sys
 
 import click
 
 from telehandler.errors import EXIT_OURS, TelehandlerError
+from telehandler.terminal import note
 
 EXIT_INTERRUPTED = 130
 
@@ -49,23 +51,28 @@ def cli() -> None:
 
 def main() -> None:
     """Every way out ends in an exit code; no traceback reaches a user."""
+    code = _run()
     try:
-        sys.exit(cli.main(prog_name="telehandler", standalone_mode=False))
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        pass  # nobody reads any more
+    # grpc's threads take 10 ms to end in order, which no command needs.
+    os._exit(code)
+
+
+def _run() -> int:
+    try:
+        return int(cli.main(prog_name="telehandler", standalone_mode=False) or 0)
     except click.Abort:
-        sys.exit(EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
     except click.ClickException as error:
-        _say(error.format_message().replace("\n", " "))
+        note(error.format_message().replace("\n", " "))
         if isinstance(error, click.UsageError) and error.ctx:
             print(f"See '{error.ctx.command_path} --help'.", file=sys.stderr)
-        sys.exit(EXIT_OURS)
+        return EXIT_OURS
     except TelehandlerError as error:
-        _say(str(error))
-        sys.exit(error.exit_code)
+        note(str(error))
+        return error.exit_code
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
-
-
-def _say(text: str) -> None:
-    from telehandler.terminal import note
-
-    note(text)
+        return EXIT_INTERRUPTED

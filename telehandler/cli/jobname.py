@@ -1,6 +1,5 @@
 """The job that a verb is about: by argument, else by the jidfile."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from telehandler.errors import TelehandlerError
@@ -15,7 +14,8 @@ def find(job: str | None, jidfile: str, certificate: str) -> str:
     """A job's whole name; a bare UUID is a job of the certificate's own user. Raises TelehandlerError."""
     if job is None:
         try:
-            job = Path(jidfile).read_text("utf-8")[:_MAX_NAME].strip()
+            with open(jidfile, encoding="utf-8") as file:
+                job = file.read(_MAX_NAME).strip()
         except (OSError, UnicodeDecodeError) as error:
             text = getattr(error, "strerror", None) or "it is not text"
             raise TelehandlerError(f"no JOB is given, and {jidfile} cannot be read: {text}") from None
@@ -27,7 +27,8 @@ def _common_name(certificate: str) -> str:
     from cryptography.x509.oid import NameOID
 
     try:
-        subject = x509.load_pem_x509_certificate(Path(certificate).read_bytes()).subject
+        with open(certificate, "rb") as file:
+            subject = x509.load_pem_x509_certificate(file.read()).subject
         return str(subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
     except (OSError, ValueError, IndexError):
         raise TelehandlerError(

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,6 +33,7 @@ def command(context: click.Context, /, detach: bool, **given: Any) -> None:
         given["cpus"], given["memory"], given["pids_limit"], given["device_read_bps"], given["device_write_bps"]
     )
     variables = words.environment(given["env"], given["env_file"])
+    client = jobname.connect(settings)  # the handshake goes on while more is imported
     from telehandler.pb import telehandler_pb2 as pb
 
     message = pb.StartJobRequest(
@@ -43,7 +43,6 @@ def command(context: click.Context, /, detach: bool, **given: Any) -> None:
         limits=pb.Limits(**limits),
         profile=given["profile"],
     )
-    client = jobname.connect(settings)
     name = client.start(message)
     _write_jidfile(settings["jidfile"], name)
     if detach:
@@ -60,7 +59,6 @@ def watch(client: "Client", name: str, no_follow: bool, started: bool) -> int:
     ended: list[End] = []
     for output in client.watch(name, no_follow, started, ended, terminal.note):
         terminal.write(output.stream == 2, output.data)
-    client.close()
     if not ended:
         return 0
     terminal.tell_end(ended[0].reason, ended[0].exit_code, ended[0].signal, ended[0].detail)
@@ -69,7 +67,8 @@ def watch(client: "Client", name: str, no_follow: bool, started: bool) -> int:
 
 def _write_jidfile(path: str, name: str) -> None:
     try:
-        Path(path).write_text(f"{name}\n", "utf-8")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(f"{name}\n")
     except OSError as error:
         terminal.note(f"the job runs, but its name {name} cannot be written to {path}: {error.strerror}")
 
