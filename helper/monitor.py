@@ -8,6 +8,7 @@ import errno
 import os
 import select
 import socket
+import struct
 import time
 from collections import deque
 from collections.abc import Callable
@@ -175,8 +176,10 @@ class Monitor:
     def _flush(self) -> None:
         while self.queue:
             datagram, fds = self.queue[0]
+            # Not socket.send_fds: it drops its flags, and a send that waits would stop the reaping (S32).
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
             try:
-                socket.send_fds(self.sock, [datagram], fds, socket.MSG_DONTWAIT)
+                self.sock.sendmsg([datagram], rights, socket.MSG_DONTWAIT)
             except OSError as error:
                 # The passing ones are tried again at the next turn; else the peer is gone.
                 return None if error.errno in _PASSING else self._end()
@@ -353,8 +356,8 @@ class Monitor:
         self._close(job, "events")
         job.state = JobState.ENDED
         if job.failure:
-            self._refuse(job.request_id, job.failure)
-            return self._forget(job)
+            self._forget(job)
+            return self._refuse(job.request_id, job.failure)
         self._send(Type.EXITED, 0, **job.facts)
 
     def _forget(self, job: Job) -> None:

@@ -12,7 +12,6 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are not ours: e
 
 import grpc
 
-from helper.wire import Stage
 from telehandler.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OURS, TelehandlerError
 from telehandler.pem import read_pair
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 CALL_TIMEOUT_S = 30.0
 RECONNECT_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 5.0, 5.0)  # waits before each try of a broken watch
 _SERVICE = "/telehandler.v1.TelehandlerService/"
+_EXEC = "exec"  # the name of helper.wire's stage
 _ENOENT, _ENOTDIR = 2, 20
 _OPTIONS = (("grpc.max_receive_message_length", 4 << 20), ("grpc.keepalive_time_ms", 30_000))
 
@@ -133,7 +133,7 @@ class Client:
             return TelehandlerError(f"the server {self._server} did not answer in time")
         failure = TelehandlerError(text or code.name.lower())
         metadata = {key: str(value) for key, value in error.trailing_metadata() or ()}
-        if metadata.get("telehandler-stage") == Stage.EXEC.name.lower():
+        if metadata.get("telehandler-stage") == _EXEC:
             missing = int(metadata.get("telehandler-errno", "0")) in (_ENOENT, _ENOTDIR)
             failure.exit_code = EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
         return failure

@@ -1,0 +1,313 @@
+"""A job's life as the helper sees it: starts that fail, ends of every kind, trees, limits, what is left."""
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from driver import Helper, read_line
+from servers import CONTROLLERS, alive, missing_controllers, our_cgroups, policy_text, processes_with, wait_until
+
+from helper import wire
+from helper.wire import Stage, Type
+
+pytestmark = pytest.mark.usefixtures("as_root")
+
+
+def write_policy(place: Path, name: str, text: str) -> Path:
+    path = place / f"{name}.toml"
+    path.write_text(text)
+    path.chmod(0o644)
+    return path
+
+
+def test_exit_codes_and_signals_are_attested(policy: Path) -> None:
+    with Helper(policy) as helper:
+        facts = helper.run("sh", "-c", "exit 7").facts
+        assert (facts["exit_code"], facts["signal"], facts["killed"]) == (7, 0, 0)
+        facts = helper.run("sh", "-c", "kill -USR1 $$").facts
+        assert (facts["exit_code"], facts["signal"]) == (0, signal.SIGUSR1)
+        assert facts["cgroup_usec"] > 0
+        assert facts["max_rss_bytes"] > 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("argv", "number"),
+    [
+        (["no-such-command"], errno.ENOENT),
+        (["/etc/passwd"], errno.EACCES),
+        (["/"], errno.EACCES),
+        (["/etc/passwd/x"], errno.ENOTDIR),
+    ],
+)
+def test_a_failed_exec_is_a_stage_and_an_errno_and_leaves_nothing(policy: Path, argv: list[str], number: int) -> None:
+    with Helper(policy) as helper:
+        fds = Path(f"/proc/{helper.process.pid}/fd")
+        before = len(os.listdir(fds))
+        for _ in range(5):
+            assert helper.refused(*argv)[:2] == (Stage.EXEC, number)
+        assert not list(helper.cgroup.glob("job-*"))
+        assert len(os.listdir(fds)) == before
+        assert not Path(f"/proc/{helper.process.pid}/task/{helper.process.pid}/children").read_text()
+
+
+def test_scripts_without_an_interpreter_behind_a_bind_of_the_policy(place: Path) -> None:
+    directory = place / "scripts"
+    directory.mkdir()
+    for name, text in (("script", "#!/no/such/interpreter\n"), ("text", "just text\n")):
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o755)
+    binds = f'[profile.host]\nread_only = ["{directory}:/mnt"]\n'
+    with Helper(write_policy(place, "binds", policy_text(binds))) as helper:
+        assert helper.refused("/mnt/script")[:2] == (Stage.EXEC, errno.ENOENT)
+        assert helper.refused("/mnt/text")[:2] == (Stage.EXEC, errno.ENOEXEC)
+        ended = helper.run("sh", "-c", "ls /mnt; touch /mnt/x")
+        assert ended.stdout == b"script\ntext\n"
+        assert b"Read-only" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("directory", "number"),
+    [(b"/no/such", errno.ENOENT), (b"/etc/passwd", errno.ENOTDIR), (b"relative", errno.EINVAL),
+     (b"/proc/self/fd", errno.EINVAL), (b"/proc/self/cwd", errno.EINVAL), (b"/etc/ssl/private", errno.EACCES)],
+)  # fmt: skip
+def test_working_directories_that_are_refused(policy: Path, directory: bytes, number: int) -> None:
+    if number == errno.EACCES:
+        assert os.stat(directory).st_mode & 0o007 == 0, "the test needs a directory that others cannot enter"
+    with Helper(policy) as helper:
+        assert helper.refused("true", place=[b"", directory])[:2] == (Stage.CHDIR, number)
+
+
+def test_output_is_byte_exact(policy: Path) -> None:
+    size = 50 << 20
+    with Helper(policy) as helper:
+        script = f"head -c {size} /dev/urandom | tee /dev/stderr | sha256sum >/tmp/sum; cat /tmp/sum"
+        ended = helper.run("sh", "-c", script)
+    assert len(ended.stderr) == size
+    assert hashlib.sha256(ended.stderr).hexdigest() == ended.stdout.split()[0].decode()
+
+
+def test_argv_that_is_not_utf_8_goes_through_as_it_is(policy: Path) -> None:
+    odd = bytes(range(1, 256))
+    with Helper(policy) as helper:
+        assert helper.run("printf", "%s", odd).stdout == odd
+        assert helper.run("printf", "%s", b"$HOME;`id`\n").stdout == b"$HOME;`id`\n"
+
+
+def test_kill_ends_a_tree_with_sessions_and_daemons(policy: Path) -> None:
+    mark = "3.3166247"
+    script = f"setsid sleep {mark} & (sleep {mark} &) ; trap '' TERM; echo up; while :; do sleep {mark}; done"
+    with Helper(policy) as helper:
+        job = helper.start("bash", "-c", script)
+        assert read_line(job.stdout) == b"up\n"
+        wait_until("three sleep", lambda: len(processes_with(mark)) >= 4)
+        pids = processes_with(mark)
+        assert helper.ask(Type.KILL, handle=job.handle).type is Type.DONE
+        facts = helper.finish(job).facts
+        assert (facts["signal"], facts["killed"]) == (signal.SIGKILL, 1)
+        assert not [pid for pid in pids if alive(pid)]
+
+
+def test_sigterm_reaches_the_main_process_and_sigint_its_group(policy: Path) -> None:
+    script = "trap 'echo got TERM; exit 3' TERM; trap 'echo shell INT' INT; (trap 'echo child INT; exit' INT; echo up; while :; do sleep 0.02; done) & wait; wait; while :; do sleep 0.02; done"  # noqa: E501
+    with Helper(policy) as helper:
+        job = helper.start("bash", "-c", script)
+        assert read_line(job.stdout) == b"up\n"
+        helper.ask(Type.SIGNAL, handle=job.handle, signal=signal.SIGINT)
+        assert read_line(job.stdout) == b"shell INT\n"
+        helper.ask(Type.SIGNAL, handle=job.handle, signal=signal.SIGTERM)
+        ended = helper.finish(job)
+        assert ended.stdout.endswith(b"got TERM\n")
+        assert ended.facts["exit_code"] == 3
+
+
+def test_what_the_main_process_leaves_is_ended_and_the_tail_is_kept(policy: Path) -> None:
+    mark = "3.6055512"
+    with Helper(policy) as helper:
+        ended = helper.run("sh", "-c", f"sleep {mark} & echo tail; exit 5")
+        assert (ended.stdout, ended.facts["exit_code"]) == (b"tail\n", 5)
+        assert not [pid for pid in processes_with(mark) if alive(pid)]
+
+
+def test_a_job_that_closes_its_output_runs_on(policy: Path) -> None:
+    with Helper(policy) as helper:
+        job = helper.start("sh", "-c", "exec >&- 2>&-; sleep 100")
+        assert os.read(job.stdout, 1) == os.read(job.stderr, 1) == b""
+        before = _cpu(helper.process.pid)
+        assert helper.ask(Type.SIGNAL, handle=job.handle, signal=15).type is Type.DONE
+        assert helper.finish(job).facts["signal"] == 15
+        assert _cpu(helper.process.pid) - before < 20  # clock ticks: no busy loop
+
+
+def _cpu(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_orphans_are_reaped_by_the_init(policy: Path) -> None:
+    script = (
+        "for i in 1 2 3 4 5; do (sh -c 'exit 0' &); done; sleep 0.3; grep -l '^State:.Z' /proc/[0-9]*/status; echo end"
+    )
+    with Helper(policy) as helper:
+        assert helper.run("sh", "-c", script).stdout == b"end\n"
+
+
+def test_live_jobs_have_uids_of_their_own_from_the_range(policy: Path) -> None:
+    with Helper(policy) as helper:
+        jobs = [helper.start("sleep", "100") for _ in range(20)]
+        assert len({job.uid for job in jobs}) == 20
+        assert all(1_900_000_000 <= job.uid < 1_900_065_536 for job in jobs)
+
+
+def test_a_small_range_of_uids_is_used_again_but_never_shared(place: Path) -> None:
+    text = policy_text("max_jobs = 3\n[job_uids]\nfirst = 70000\ncount = 3\n")
+    with Helper(write_policy(place, "uids", text)) as helper:
+        lasting = helper.start("sleep", "100")
+        for _ in range(6):
+            job = helper.start("true")
+            assert job.uid in {70000, 70001, 70002} - {lasting.uid}
+            helper.finish(job)
+
+
+def test_capacity(place: Path) -> None:
+    with Helper(write_policy(place, "two", policy_text("max_jobs = 2\n"))) as helper:
+        assert helper.welcome["max_jobs"] == 2
+        jobs = [helper.start("sleep", "100") for _ in range(2)]
+        stage, number, text = helper.refused("true")
+        assert (stage, number) == (Stage.CAPACITY, errno.EAGAIN)
+        assert "2 jobs" in text
+        helper.ask(Type.KILL, handle=jobs[0].handle)
+        helper.finish(jobs[0])
+        assert helper.run("true").facts["exit_code"] == 0
+    with Helper(write_policy(place, "slow", policy_text("starts_per_second = 2\n"))) as helper:
+        stages = [helper.ask_start("true")[0].type for _ in range(3)]
+        assert stages == [Type.STARTED, Type.STARTED, Type.ERROR]
+
+
+def test_limits_over_the_policys_maximum_are_refused(place: Path) -> None:
+    text = policy_text("[limits.maximum]\nopen_files = 2000\n")
+    with Helper(write_policy(place, "limits", text)) as helper:
+        stage, number, message = helper.refused("true", open_files=2001)
+        assert (stage, number) == (Stage.LIMIT, errno.EINVAL)
+        assert "open_files is over 2000" in message
+        assert helper.run("sh", "-c", "ulimit -Hn; ulimit -Sn", open_files=77).stdout == b"77\n77\n"
+        assert helper.run("sh", "-c", "ulimit -Hn").stdout == b"1024\n"
+
+
+def test_a_missing_controller_is_named_unless_the_policy_allows_it(place: Path) -> None:
+    missing = missing_controllers()
+    if not missing:
+        pytest.skip("this machine has every controller: the VM of tests/vm has them too; nothing to refuse")
+    strict = write_policy(place, "strict", "")
+    with Helper(strict) as helper:
+        assert [name.decode() for name in helper.welcome["missing_controllers"]] == missing
+        stage, number, text = helper.refused("true")
+        assert (stage, number) == (Stage.LIMIT, errno.EOPNOTSUPP)
+        assert f"the cgroup controller {missing[0]} is not available" in text
+        assert "allow_missing_controllers" in text
+    if len(missing) > 1:
+        partly = write_policy(place, "partly", f"allow_missing_controllers = {missing[:1]!r}")
+        with Helper(partly) as helper:
+            assert f"the cgroup controller {missing[1]} " in helper.refused("true")[2]
+    assert set(missing) <= set(CONTROLLERS)
+
+
+@pytest.mark.parametrize("how", ["eof", "term"])
+def test_its_end_is_the_end_of_all_jobs(policy: Path, how: str) -> None:
+    mark = "3.7416573"
+    with Helper(policy) as helper:
+        for _ in range(5):
+            helper.start("sh", "-c", f"trap '' TERM; setsid sleep {mark} & while :; do sleep {mark}; done")
+        wait_until("ten sleep", lambda: len(processes_with(mark)) >= 10)
+        pids = processes_with(mark)
+        if how == "eof":
+            helper.sock.close()
+        else:
+            helper.process.send_signal(signal.SIGINT)  # a terminal's: for the server, not for us
+            helper.process.send_signal(signal.SIGTERM)
+        assert helper.end()[0] == 0
+        assert not [pid for pid in pids if alive(pid)]
+        assert not helper.cgroup.exists()
+
+
+def test_a_killed_helper_takes_its_jobs_along_and_the_next_one_sweeps(policy: Path) -> None:
+    mark = "3.8729833"
+    with Helper(policy) as first:
+        first.start("sh", "-c", f"setsid sleep {mark} & sleep {mark}")
+        wait_until("two sleep", lambda: len(processes_with(mark)) >= 3)
+        pids = processes_with(mark)
+        first.process.kill()
+        first.end()
+        wait_until("the jobs died with it", lambda: not [pid for pid in pids if alive(pid)])
+        assert first.cgroup.exists()
+        with Helper(policy) as second:
+            assert not first.cgroup.exists()
+            with Helper(policy):  # a live one's is left alone
+                assert second.cgroup.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("max_jobs = 0\n", ["line 1", "max_jobs", "1 or more"]),
+        ("\nmax_jbos = 3\n", ["line 2", "max_jbos", "max_jobs"]),
+        ('[limits.default]\npids = "many"\n', ["line 2", "limits.default.pids", "int"]),
+        ("[limits.default]\npids = 200000\n", ["limits.maximum.pids", "at least the default"]),
+        ("[job_uids]\nfirst = 0\n", ["line 2", "job_uids.first"]),
+        ("[job_uids]\nfirst = 5\n", ["line 1", "job_uids", "1000"]),
+        ("[job_uids]\nfirst = 2147483647\n", ["job_uids", "2^31"]),
+        ('allow_missing_controllers = ["cpu", "hugetlb"]\n', ["line 1", "allow_missing_controllers", "pids"]),
+        ('[profile.host]\nnetwork = "bridge"\n', ["line 2", "profile.host.network"]),
+        ('[profile.host]\nhidden = ["/a/../b"]\n', ["line 2", "profile.host.hidden", "absolute"]),
+        ('[profile.host]\nwritable = ["/a"]\n', ["line 2", "profile.host.writable", "/target"]),
+        ("profile = 1\n", ["line 1", "profile"]),
+        ("max_jobs = \n", ["Invalid value", "line 1"]),
+    ],
+)
+def test_errors_in_the_policy_name_line_and_key(place: Path, text: str, words: list[str]) -> None:
+    said = _does_not_start(write_policy(place, "bad", text))
+    assert "bad.toml" in said
+    for word in words:
+        assert word in said
+
+
+def _does_not_start(policy: Path, **options: Any) -> str:
+    helper = Helper(policy, hello=False, **options)
+    status, said = helper.end()
+    helper.sock.close()
+    assert status == 125
+    assert "Traceback" not in said
+    assert said.count("\n") == 1
+    return said
+
+
+def test_a_policy_that_others_can_write_is_refused(place: Path) -> None:
+    path = write_policy(place, "open", "")
+    path.chmod(0o666)
+    assert "is not root's alone" in _does_not_start(path)
+    path.chmod(0o644)
+    os.chown(path, 65534, 65534)
+    assert "is not root's alone" in _does_not_start(path)
+    directory = place / "open"
+    directory.mkdir(mode=0o777)
+    directory.chmod(0o777)
+    assert "is not root's alone" in _does_not_start(write_policy(directory, "inside", ""))
+    assert "cannot be read" in _does_not_start(place / "none.toml")
+
+
+def test_it_starts_only_with_a_socket_and_as_root(policy: Path) -> None:
+    command = ["/usr/bin/python3", "-I", "-S", str(Path(wire.__file__).parent)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "stdin is not a socket" in done.stderr
+    done = subprocess.run([*command, "--bogus"], capture_output=True, text=True, check=False)
+    assert done.returncode == 125
+    assert "usage" in done.stderr
+
+
+def test_nothing_is_left_when_all_is_done() -> None:
+    assert not our_cgroups()
