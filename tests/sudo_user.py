@@ -1,4 +1,4 @@
-"""An unprivileged user with a sudo rule for the helper, made for a test and removed with all that belongs to it."""
+"""An unprivileged user with a way in to the helper, made for a test and removed with all that belongs to it."""
 
 import os
 import pwd
@@ -24,15 +24,15 @@ def _run(*command: str) -> None:
 
 
 @contextmanager
-def installed(place: Path) -> Iterator[dict[str, Any]]:
-    """Options of `servers.Server` to run as that user, the helper installed with its sudo rule."""
+def installed(place: Path, target: str) -> Iterator[dict[str, Any]]:
+    """Options of `servers.Server` to run as that user, the helper installed by `make target`."""
     if INSTALLED.exists() or CONFIG.exists():
         text = f"{INSTALLED} or {CONFIG} is there: the test would change an installation"
         if os.environ.get("CI"):
             pytest.fail(text)
         pytest.skip(text)
     try:
-        _run("make", "install-sudoers")
+        _run("make", target)
         (CONFIG / "policy.toml").write_text(policy_text())
         _run("useradd", "--system", "--create-home", "--groups", "telehandler", NAME)
         user = pwd.getpwnam(NAME)

@@ -1,4 +1,4 @@
-"""The main job with a real server, real certificates, the real client: started as root, and through sudo."""
+"""The main job with a real server, real certificates, the real client: started as root, through sudo, through the wrapper."""
 
 import hashlib
 import json
@@ -17,15 +17,15 @@ NUMBERS = "".join(f"{number}\n" for number in range(1, 501)).encode()
 RANDOM_BYTES = 50 << 20
 
 
-@pytest.fixture(scope="module", params=["root", "sudo"])
+@pytest.fixture(scope="module", params=["root", "install-sudoers", "install"])
 def server(
     request: pytest.FixtureRequest, make_server: Callable[..., Server], place: Path, ssl: Path
 ) -> Iterator[Server]:
-    """The same tests for both ways of starting the helper."""
+    """The same tests for each way of starting the helper: by root, by sudo, by the setuid wrapper."""
     if request.param == "root":
         yield make_server(admins=("admin",))
         return
-    with sudo_user.installed(place) as options:
+    with sudo_user.installed(place, request.param) as options:
         server = Server(place, options.pop("ssl"), None, admins=("admin",), **options)
         server.start()
         yield server
