@@ -1,4 +1,4 @@
-"""The main job with a real server, real certificates, the real client: started as root, through sudo, through the wrapper."""
+"""The main job with a real server, certificates and client: started as root, through sudo, through the wrapper."""
 
 import hashlib
 import json
