@@ -124,8 +124,7 @@ def _enter(directory: bytes) -> None:
 
 def _exec(order: Order) -> NoReturn:
     """Clean signals, then exec as given; PATH is the job's and is searched in its root."""
-    for number in [number for number in _ALL if signal.getsignal(number) not in (signal.SIG_DFL, None)]:
-        signal.signal(number, signal.SIG_DFL)
+    sc.default_signals()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.write(_STATUS_FD, EXEC_NEXT)
     os.execvpe(order.argv[0], order.argv, dict(entry.split(b"=", 1) for entry in order.env))

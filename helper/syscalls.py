@@ -22,7 +22,7 @@ _MOVE_MOUNT_EMPTY_PATHS = 0x4 | 0x40  # both ends are fds
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 
-_SYS_PIVOT_ROOT, _SYS_KEYCTL, _SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 155, 250, 428, 429
+_SYS_RT_SIGACTION, _SYS_PIVOT_ROOT, _SYS_KEYCTL, _SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 13, 155, 250, 428, 429
 _SYS_CLONE3, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 435, 437, 442
 
 # PyDLL keeps the GIL: clone3 must return in the child with the interpreter's locks as they were.
@@ -108,6 +108,12 @@ def move_mount(tree_fd: int, target_fd: int) -> None:
 def new_session_keyring() -> None:
     """Leaves the session keyring that was inherited for an empty one. See keyctl(2)."""
     _check(_libc.syscall(_SYS_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None), "keyctl")
+
+
+def default_signals() -> None:
+    """SIG_DFL for every signal, those that libc keeps to itself (32, 33) too: one may be inherited ignored."""
+    for number in range(1, signal.NSIG):
+        _libc.syscall(_SYS_RT_SIGACTION, number, bytes(32), None, 8)  # EINVAL for SIGKILL and SIGSTOP
 
 
 def set_seccomp_filter(program: bytes) -> None:

@@ -23,6 +23,14 @@ def as_root() -> None:
         pytest.skip("needs root: real namespaces and cgroups")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """The whole run leaves no cgroup behind. First of its scope, so last to end."""
+    before = servers.our_cgroups()
+    yield
+    assert servers.our_cgroups() <= before
+
+
 @pytest.fixture(scope="session")
 def place() -> Iterator[Path]:
     """A directory that every user may enter, gone at the end."""
