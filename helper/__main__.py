@@ -25,8 +25,7 @@ from helper import cgroup, policy  # noqa: E402
 from helper.monitor import Monitor  # noqa: E402
 from helper.wire import WireError  # noqa: E402
 
-EXIT_SETUP = 125
-EXIT_VIOLATION = 3
+EXIT_SETUP, EXIT_VIOLATION = 125, 3
 _USAGE = "usage: telehandler-helper [--cgroup-root DIR] [--policy FILE]"
 
 
@@ -51,9 +50,7 @@ def _socket(allowed_uids: list[int]) -> socket.socket:
         sock = socket.socket(fileno=0)
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     except OSError:
-        raise policy.SetupError(
-            "stdin is not a socket: telehandler server and telehandler local start the helper"
-        ) from None
+        raise policy.SetupError("stdin is not a socket: start it by telehandler server or local") from None
     # Root, the caller of the setuid wrapper, the user behind sudo: who started us holds the other end.
     callers = {0, os.getuid(), int(os.environ.get("SUDO_UID", "0"))}
     uid = struct.unpack("3i", credentials)[1]

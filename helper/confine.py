@@ -32,10 +32,8 @@ _DEV = sc.MS_NOSUID | sc.MS_NOEXEC
 _DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 _LINKS = "ptmx pts/ptmx fd /proc/self/fd stdin /proc/self/fd/0 stdout /proc/self/fd/1 stderr /proc/self/fd/2".split()
 # Of /proc: what tells about or steers the host, although most of it needs a privilege the job lacks.
-_MASKED = (
-    "kcore keys key-users kallsyms kmsg latency_stats timer_list sched_debug sysrq-trigger config.gz vmallocinfo "
-    "acpi asound scsi fs bus irq"
-).split()
+_MASKED = "kcore keys key-users kallsyms kmsg latency_stats timer_list sched_debug sysrq-trigger config.gz".split()
+_MASKED += "vmallocinfo acpi asound scsi fs bus irq".split()
 # What of the host's is replaced as a whole.
 _REPLACED = ("/proc", "/sys", "/dev", "/tmp", "/var/tmp", "/run")
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
@@ -52,21 +50,22 @@ MOUNTS = (
 
 
 def change_root(profile: Profile) -> None:
-    """Gives the process the profile's view of the file system and nothing else of the host's."""
+    """Gives the process the profile's view of the file system and nothing else of the host's.
+
+    The fds that it leaves open are the caller's to close, all at once.
+    """
     # Must come first: nothing below may travel back to the host.
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
     root_fd = _detached(profile.root, sc.MS_RDONLY | _SAFE)
     binds = [(bind, _SAFE | sc.MS_RDONLY) for bind in profile.read_only] + [(bind, _SAFE) for bind in profile.writable]
     trees = [(bind.partition(":")[2], _detached(bind.partition(":")[0], flags)) for bind, flags in binds]
-    place_fd = sc.open_nofollow("/tmp")  # exists everywhere; only this namespace sees it covered
-    sc.move_mount(root_fd, place_fd)
+    # /tmp exists everywhere; only this namespace sees it covered.
+    sc.move_mount(root_fd, sc.open_nofollow("/tmp"))
     os.fchdir(root_fd)
     # The old root ends up on top of the new one and is detached with all below it: pivot_root(2).
     sc.pivot_root(".", ".")
     sc.umount2(".", sc.MNT_DETACH)
     os.chdir("/")
-    for fd in (root_fd, place_fd):
-        os.close(fd)
     for path in _REPLACED:
         # Covered below in any case; detached, the job does not even see the name of what was there.
         with suppress(OSError):
@@ -85,17 +84,12 @@ def change_root(profile: Profile) -> None:
     for path in (*profile.hidden, "/run"):
         _hide(path)
     for target, tree_fd in trees:
-        target_fd = sc.open_nofollow(target)
-        sc.move_mount(tree_fd, target_fd)
-        os.close(target_fd)
-        os.close(tree_fd)
+        sc.move_mount(tree_fd, sc.open_nofollow(target))
 
 
 def _detached(path: str, flags: int) -> int:
     """A detached copy of the mounts at `path`, restricted by `flags`; no symbolic link is followed."""
-    path_fd = sc.open_nofollow(path)
-    tree_fd = sc.open_tree(path_fd)
-    os.close(path_fd)
+    tree_fd = sc.open_tree(sc.open_nofollow(path))
     sc.mount_setattr(tree_fd, flags)
     return tree_fd
 
@@ -123,7 +117,6 @@ def _hide(path: str) -> None:
         sc.mount("none", f"/proc/self/fd/{fd}", "tmpfs", _NOTHING | sc.MS_RDONLY, _EMPTY)
     else:
         sc.mount("/dev/null", f"/proc/self/fd/{fd}", None, sc.MS_BIND)
-    os.close(fd)
 
 
 def set_up_network() -> None:

@@ -79,6 +79,7 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
         os.umask(0o022)
         stage = Stage.MOUNT
         confine.change_root(order.profile)
+        _close_from(_RESULT_FD + 1)
         stage = Stage.NETWORK
         socket.sethostname(confine.HOSTNAME)
         if order.profile.network != "host":
@@ -110,7 +111,11 @@ def _arrange_fds(fds: list[int]) -> None:
     # Copied up first: a source must not be a target.
     for target, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD, _RESULT_FD + 1) for fd in fds]):
         os.dup2(fd, target, inheritable=target <= 2)
-    os.closerange(_RESULT_FD + 1, os.sysconf("SC_OPEN_MAX"))
+    _close_from(_RESULT_FD + 1)
+
+
+def _close_from(fd: int) -> None:
+    os.closerange(fd, os.sysconf("SC_OPEN_MAX"))
 
 
 def _enter(directory: bytes) -> None:

@@ -46,16 +46,13 @@ def clone3(namespaces: int, cgroup_fd: int) -> tuple[int, int]:
     flags = namespaces | _CLONE_PIDFD | _CLONE_INTO_CGROUP
     fields = (flags, ctypes.addressof(pidfd), 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, cgroup_fd)
     arguments = struct.pack("<11Q", *fields)
-    _libc.PyOS_BeforeFork()
+    ctypes.pythonapi.PyOS_BeforeFork()
     pid = _libc.syscall(_SYS_CLONE3, arguments, len(arguments))
     if pid == 0:
-        _libc.PyOS_AfterFork_Child()
+        ctypes.pythonapi.PyOS_AfterFork_Child()
         return 0, -1
-    number = ctypes.get_errno()
-    _libc.PyOS_AfterFork_Parent()
-    if pid < 0:
-        raise OSError(number, os.strerror(number), "clone3")
-    return pid, pidfd.value
+    ctypes.pythonapi.PyOS_AfterFork_Parent()  # unlike _libc, it leaves ctypes' errno as it is
+    return _check(pid, "clone3"), pidfd.value
 
 
 def unshare(flags: int) -> None:
@@ -95,14 +92,12 @@ def mount_setattr(tree_fd: int, flags: int) -> None:
     """
     attributes = struct.pack("<4Q", flags, 0, 0, 0)
     at = _AT_EMPTY_PATH | _AT_RECURSIVE
-    result = _libc.syscall(_SYS_MOUNT_SETATTR, tree_fd, b"", at, attributes, len(attributes))
-    _check(result, "mount_setattr")
+    _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree_fd, b"", at, attributes, len(attributes)), "mount_setattr")
 
 
 def move_mount(tree_fd: int, target_fd: int) -> None:
     """Attaches a detached tree on top of `target_fd`. See move_mount(2)."""
-    result = _libc.syscall(_SYS_MOVE_MOUNT, tree_fd, b"", target_fd, b"", _MOVE_MOUNT_EMPTY_PATHS)
-    _check(result, "move_mount")
+    _check(_libc.syscall(_SYS_MOVE_MOUNT, tree_fd, b"", target_fd, b"", _MOVE_MOUNT_EMPTY_PATHS), "move_mount")
 
 
 def new_session_keyring() -> None:
