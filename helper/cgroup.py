@@ -9,7 +9,8 @@ import os
 import stat
 from contextlib import suppress
 
-from helper.policy import CONTROLLERS, SetupError
+from helper.policy import CONTROLLERS, Refusal, SetupError
+from helper.wire import Stage
 
 _PREFIX = "telehandler."
 _CPU_PERIOD_USEC = 100_000
@@ -68,14 +69,16 @@ def kill(dir_fd: int) -> None:
 def facts(dir_fd: int) -> dict[str, int]:
     """What EXITED tells of a cgroup."""
     cpu, oom = number(dir_fd, "cpu.stat", "usage_usec"), number(dir_fd, "memory.events", "oom_kill")
-    return {"cgroup_usec": cpu, "oom_kills": oom, "memory_peak_bytes": number(dir_fd, "memory.peak")}
+    peak, refused = number(dir_fd, "memory.peak"), number(dir_fd, "pids.events", "max")
+    return {"cgroup_usec": cpu, "oom_kills": oom, "memory_peak_bytes": peak, "pids_refused": refused}
 
 
-def remove(path: str) -> None:
-    """Removes a cgroup and its descendants, deepest first. EBUSY while something lives in it."""
+def remove(path: str) -> bool:
+    """Removes a cgroup and its descendants, deepest first; False while something lives in it."""
     for directory, _, _ in os.walk(path, topdown=False):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # EBUSY
             os.rmdir(directory)
+    return not os.path.exists(path)
 
 
 def disks(paths: list[str]) -> list[str]:
@@ -123,25 +126,22 @@ class Base:
         return os.open(self.job_path(handle), _OPEN_DIR)
 
     def rows(self, limits: dict[str, int], without: list[str], disk_list: list[str]) -> list[tuple[str, str]]:
-        """`limits` as files and values; OSError when one cannot be enforced and is not in `without`."""
+        """`limits` as files and values; Refusal when one cannot be enforced and is not in `without`."""
         usable = self.controllers - (set() if disk_list else {"io"})
         missing = [name for name in CONTROLLERS if name not in usable and name not in without]
         if missing:
             cause = "has no disk to act on" if missing[0] in self.controllers else f"is not available in {self.root}"
-            remedy = "the policy's allow_missing_controllers can allow jobs without it"
-            text = f"the cgroup controller {missing[0]} {cause}, so its limits cannot be enforced: {remedy}"
-            raise OSError(errno.EOPNOTSUPP, text)
+            text = f"the cgroup controller {missing[0]} {cause}, so its limits cannot be enforced: "
+            raise Refusal(
+                Stage.LIMIT, errno.EOPNOTSUPP, text + "the policy's allow_missing_controllers can allow jobs without it"
+            )
         quota = limits["cpu_millis"] * _CPU_PERIOD_USEC // 1000
-        rows = [(file, value) for controller, file, value in _ROWS if controller in usable]
         return [
             (file, value.format(disk=disk, cpu_quota=quota, **limits))
-            for file, value in rows
-            for disk in (disk_list if file == "io.max" else [""])
+            for controller, file, value in _ROWS
+            for disk in (disk_list if controller == "io" else [""])
+            if controller in usable
         ]
-
-    def remove(self) -> None:
-        remove(self.path)
-        os.close(self.fd)
 
 
 def _sweep(path: str) -> None:
@@ -151,9 +151,6 @@ def _sweep(path: str) -> None:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             kill(fd)
-            remove(path)
-        except OSError as error:
-            if error.errno != errno.EBUSY:  # still dying: the next helper removes it
-                raise
+            remove(path)  # else still dying: the next helper removes it
         finally:
             os.close(fd)

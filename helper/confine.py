@@ -36,7 +36,7 @@ _MASKED = "kcore keys key-users kallsyms kmsg latency_stats timer_list sched_deb
 _MASKED += "vmallocinfo acpi asound scsi fs bus irq".split()
 # What of the host's is replaced as a whole.
 _REPLACED = ("/proc", "/sys", "/dev", "/tmp", "/var/tmp", "/run")
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 
 
 # mount(2)'s arguments for the mounts every job gets, in order, after its root has become `/`. Our own
@@ -122,9 +122,7 @@ def _hide(path: str) -> None:
 def set_up_network() -> None:
     """Hostname and the loopback interface, which a new network namespace has, down."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        request = fcntl.ioctl(control, _SIOCGIFFLAGS, struct.pack("16sH22x", b"lo", 0))
-        (flags,) = struct.unpack_from("H", request, 16)
-        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", flags | _IFF_UP))
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", _IFF_UP))
 
 
 def set_rlimits(limits: dict[str, int]) -> None:

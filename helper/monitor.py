@@ -14,15 +14,16 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
-from signal import SIGKILL, pidfd_send_signal
+from signal import SIGKILL, SIGTERM, pidfd_send_signal
 from typing import Any
 
 from helper import cgroup, spawn, wire
-from helper.policy import CONTROLLERS, Policy
+from helper.policy import CONTROLLERS, Policy, Refusal
 from helper.wire import Stage, Type, WireError
 
 MAX_QUEUE = 64  # messages towards the api beyond which no request is read
-_TICK_MS = 1000  # retries a cgroup removal that met EBUSY
+_TICK_MS = 250  # the pace of timeouts, and of a cgroup removal that met EBUSY
+_GRACE_S = 10.0  # from a timeout's SIGTERM to its SIGKILL
 _END_DEADLINE_S = 10.0  # for the kernel to end killed jobs
 _PASSING = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
 
@@ -36,17 +37,9 @@ class State(Enum):
 # A later HELLO is a restarted api's: it is answered with the live jobs.
 PERMITTED: dict[State, tuple[Type, ...]] = {
     State.NEW: (Type.HELLO,),
-    State.READY: (Type.HELLO, Type.START, Type.SIGNAL, Type.KILL, Type.RELEASE, Type.SHUTDOWN),
+    State.READY: (Type.HELLO, Type.CHECK, Type.START, Type.SIGNAL, Type.KILL, Type.RELEASE, Type.SHUTDOWN),
     State.ENDING: (),
 }
-
-
-class Refusal(Exception):
-    """An operational failure: answered with ERROR, the connection lives on."""
-
-    def __init__(self, stage: Stage, error: int, text: str) -> None:
-        super().__init__(text)
-        self.stage, self.error = stage, error
 
 
 class JobState(Enum):
@@ -61,14 +54,14 @@ class JobState(Enum):
 class Job:
     """One job of the table. It owns `fds`, by name: cgroup, events and those of spawn."""
 
-    def __init__(self, handle: int, request_id: int, tag: bytes, uid: int) -> None:
-        self.handle, self.request_id, self.tag, self.uid = handle, request_id, tag, uid
+    def __init__(self, handle: int, request_id: int, tag: bytes, order: spawn.Order) -> None:
+        self.handle, self.request_id, self.tag, self.uid = handle, request_id, tag, order.uid
+        self.deadline = time.monotonic() + order.limits["timeout_ms"] / 1000
         self.state, self.pid = JobState.STARTING, -1
         self.fds: dict[str, int] = {}
         self.status = b""  # what the status pipe said
         self.failure: Refusal | None = None  # why it never ran
-        self.killed = False
-        self.facts: dict[str, int] = {"handle": handle}  # EXITED's fields
+        self.facts = {"handle": handle, "killed": 0, "timed_out": 0}  # EXITED's fields
 
     def handed(self) -> tuple[int, ...]:
         """The fds that the api gets."""
@@ -111,8 +104,12 @@ class Monitor:
                 self._flush()
             elif fd in self.callbacks:  # not unwatched by one before it
                 self.callbacks[fd]()
-        for job in [job for job in self.jobs.values() if job.state is JobState.DYING]:
-            self._finish(job)
+        now = time.monotonic()
+        for job in list(self.jobs.values()):
+            if job.state is JobState.DYING:
+                self._finish(job)
+            elif now >= job.deadline and job.state is JobState.RUNNING:
+                self._expire(job)
 
     def _watch(self, fd: int, events: int, callback: Callable[[], None]) -> None:
         self.poll.register(fd, events)
@@ -141,7 +138,7 @@ class Monitor:
         deadline = time.monotonic() + _END_DEADLINE_S
         while any(job.state is not JobState.ENDED for job in self.jobs.values()) and time.monotonic() < deadline:
             self._turn(100)
-        self.base.remove()
+        cgroup.remove(self.base.path)
 
     # Messages
 
@@ -170,8 +167,9 @@ class Monitor:
         self._flush()
 
     def _refuse(self, request_id: int, refusal: Refusal) -> None:
-        text = str(refusal).encode("utf-8", "replace")[: wire.MAX_TEXT]
-        self._send(Type.ERROR, request_id, stage=refusal.stage, errno=refusal.error, text=[text])
+        stage, error, text = refusal.args
+        short = text.encode("utf-8", "replace")[: wire.MAX_TEXT]
+        self._send(Type.ERROR, request_id, stage=stage, errno=error, text=[short])
 
     def _flush(self) -> None:
         while self.queue:
@@ -205,20 +203,25 @@ class Monitor:
             if job.state is JobState.ENDED:
                 self._send(Type.EXITED, 0, **job.facts)
 
+    # What START takes. Nothing is made: it tells what START would do now.
+    def _on_check(self, request_id: int, tag: bytes, **fields: Any) -> None:
+        order = self._decide(**fields)
+        sandbox = {"uid": order.uid, "cwd": os.fsdecode(order.cwd)} | vars(order.profile) | order.limits
+        shown = [(name, ", ".join(value) if isinstance(value, list) else value) for name, value in sandbox.items()]
+        rows = [os.fsencode(f"{name} {value}") for name, value in [*shown, *order.rows]]
+        self._send(Type.VERDICT, request_id, rows=rows)
+
     # argv, env, a directory and a profile's name, for a process without privileges; uid, cgroup,
     # mounts and maxima are decided here. Counts and sizes are the wire's.
     def _on_start(self, request_id: int, tag: bytes, **fields: Any) -> None:
         order = self._decide(**fields)
-        job = Job(self.next_handle, request_id, tag, order.uid)
+        job = Job(self.next_handle, request_id, tag, order)
         self.next_handle += 1
         self.starts.append(time.monotonic())
-        stage = Stage.LIMIT
+        stage = Stage.CGROUP
         try:
-            disks = self.disks[order.profile.name]
-            rows = self.base.rows(order.limits, self.policy.allow_missing_controllers, disks)
-            stage = Stage.CGROUP
             job.fds["cgroup"] = self.base.create(job.handle)
-            for file, value in rows:
+            for file, value in order.rows:
                 cgroup.write(job.fds["cgroup"], file, value)
             stage = Stage.CLONE
             job.pid, fds = spawn.spawn(order, job.fds["cgroup"])
@@ -271,10 +274,8 @@ class Monitor:
         """The policy's verdict on a START. Raises Refusal, or WireError where no api of ours would ask."""
         policy = self.policy
         names = [entry.partition(b"=")[0] for entry in env if b"=" in entry]
-        if not argv or not argv[0] or not all(names) or len(set(names)) != len(env):
-            raise WireError("argv is empty, or env is not a list of distinct NAME=value")
-        if len(place) != 2:
-            raise WireError("place is not a profile and a directory")
+        if not argv or not argv[0] or not all(names) or len(set(names)) != len(env) or len(place) != 2:
+            raise WireError("argv is empty, env not a list of distinct NAME=value, or place not two strings")
         if len(self.jobs) >= policy.max_jobs or time.monotonic() - self.starts[0] < 1:
             bounds = f"{policy.max_jobs} jobs, {policy.starts_per_second} starts a second"
             raise Refusal(Stage.CAPACITY, errno.EAGAIN, f"the policy's bounds are reached: {bounds}")
@@ -290,11 +291,13 @@ class Monitor:
         over = [f"{name} is over {policy.maximum[name]}" for name in asked if asked[name] > policy.maximum[name]]
         if over:
             raise Refusal(Stage.LIMIT, errno.EINVAL, f"{over[0]}, the policy's maximum")
+        final = policy.default | asked
+        rows = self.base.rows(final, policy.allow_missing_controllers, self.disks[profile.name])
         used = {job.uid for job in self.jobs.values()}
         # A handle is never used again, and its uid not by two live jobs; the range holds max_jobs.
         while (uid := policy.uid_first + self.next_handle % policy.uid_count) in used:
             self.next_handle += 1
-        return spawn.Order(argv, env, cwd, profile, uid, policy.default | asked)
+        return spawn.Order(argv, env, cwd, profile, uid, final, rows)
 
     # A job's life
 
@@ -311,16 +314,21 @@ class Monitor:
         if job.status == spawn.EXEC_NEXT:
             job.state = JobState.RUNNING
             return self._send(Type.STARTED, job.request_id, job.handed(), handle=job.handle, uid=job.uid)
-        job.failure = Refusal(Stage.CLONE, errno.EIO, "the job's init died before exec")
         report = job.status.removeprefix(spawn.EXEC_NEXT)
-        if len(report) == spawn.STATUS.size:
-            number, error = spawn.STATUS.unpack(report)
-            text = f"the start failed at {Stage(number).name.lower()}: {os.strerror(error)}"
-            job.failure = Refusal(Stage(number), error, text)
+        whole = len(report) == spawn.STATUS.size  # else the init died without a word
+        number, error = spawn.STATUS.unpack(report) if whole else (Stage.CLONE, errno.EIO)
+        text = f"the start failed at {Stage(number).name.lower()}: {os.strerror(error)}"
+        job.failure = Refusal(Stage(number), error, text)
         self._kill_job(job)
 
+    def _expire(self, job: Job) -> None:
+        """A job beyond its deadline: SIGTERM, and after a grace, as a deadline of its own, SIGKILL."""
+        with suppress(ProcessLookupError):  # just dead
+            pidfd_send_signal(job.fds["pidfd"], SIGKILL if job.facts["timed_out"] else SIGTERM)
+        job.facts["timed_out"], job.deadline = 1, job.deadline + _GRACE_S
+
     def _kill_job(self, job: Job) -> None:
-        job.killed = True
+        job.facts["killed"] = 1
         cgroup.kill(job.fds["cgroup"])
 
     def _reap(self, job: Job) -> None:
@@ -337,22 +345,17 @@ class Monitor:
         code = os.waitstatus_to_exitcode(status)  # a signal as a negative number
         job.facts |= {"exit_code": max(code, 0), "signal": max(-code, 0), "max_rss_bytes": usage.ru_maxrss * 1024}
         job.facts |= {"user_usec": int(usage.ru_utime * 1e6), "system_usec": int(usage.ru_stime * 1e6)}
-        events_fd = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=job.fds["cgroup"])
-        job.fds["events"] = events_fd
-        self._watch(events_fd, select.POLLPRI, lambda: None)
+        job.fds["events"] = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=job.fds["cgroup"])
+        self._watch(job.fds["events"], select.POLLPRI, lambda: None)
         job.state = JobState.DYING  # finished at the end of this turn
 
     def _finish(self, job: Job) -> None:
         """Ends a job whose cgroup is empty; else waits for the event that cgroup.events polls."""
         if b"populated 1" in os.pread(job.fds["events"], 256, 0):  # reading rearms the event
             return cgroup.kill(job.fds["cgroup"])
-        try:
-            job.facts |= cgroup.facts(job.fds["cgroup"]) | {"killed": job.killed}
-            cgroup.remove(self.base.job_path(job.handle))
-        except OSError as error:
-            if error.errno == errno.EBUSY:  # a passing one: tried again at the next turn
-                return
-            raise
+        job.facts |= cgroup.facts(job.fds["cgroup"])
+        if not cgroup.remove(self.base.job_path(job.handle)):  # passing: tried again at the next turn
+            return
         self._close(job, "events")
         job.state = JobState.ENDED
         if job.failure:

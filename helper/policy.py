@@ -16,11 +16,15 @@ from typing import Any
 BUILT_IN = os.path.join(os.path.dirname(os.path.realpath(__file__)), "policy.toml")
 DEFAULT_PATH = "/etc/telehandler/policy.toml"
 CONTROLLERS = ("cpu", "memory", "io", "pids")
-_MAX_FILE = 1 << 20
+_MAX_FILE = 16 * 1024  # bytes; what is in it fits in one message
 
 
 class SetupError(Exception):
     """The helper cannot start; the message says why and what to do."""
+
+
+class Refusal(Exception):
+    """Stage, errno, text: an operational failure, answered with ERROR; the connection lives on."""
 
 
 class Policy(SimpleNamespace):
@@ -113,13 +117,15 @@ def parse(path: str, text: str) -> Policy:
 def load(path: str | None, seen: set[str]) -> Policy:
     """The policy of `path`, else of DEFAULT_PATH, else the built-in one. Raises SetupError."""
     chosen = path or DEFAULT_PATH
-    trusted(BUILT_IN, seen)
     if not path and not os.path.exists(chosen):
         return parse(BUILT_IN, "")
     try:
         trusted(chosen, seen)
-        with open(chosen, encoding="utf-8") as file:
-            return parse(chosen, file.read(_MAX_FILE))
+        with open(chosen, "rb") as file:
+            text = file.read(_MAX_FILE + 1)
+        if len(text) > _MAX_FILE:
+            raise SetupError(f"{chosen} has over {_MAX_FILE} bytes")
+        return parse(chosen, text.decode())
     except (OSError, UnicodeDecodeError) as error:
         raise SetupError(f"the policy cannot be read: {error}") from None
 
@@ -141,9 +147,11 @@ def trusted(path: str, seen: set[str]) -> None:
 
 
 def trusted_code(seen: set[str]) -> None:
-    """Checks the interpreter and every imported file the same way (S11)."""
+    """Checks the interpreter, the helper's own files and every imported one the same way (S11)."""
+    here = os.path.dirname(BUILT_IN)
+    own = [os.path.join(here, name) for name in os.listdir(here)]
     modules = list(sys.modules.values())
     files = [getattr(module, name, None) for module in modules for name in ("__file__", "__cached__")]
-    for path in [sys.executable, *filter(None, files)]:
+    for path in [sys.executable, *own, *filter(None, files)]:
         if os.path.exists(path):
             trusted(path, seen)

@@ -40,6 +40,7 @@ class Order(NamedTuple):
     profile: Profile
     uid: int
     limits: dict[str, int]
+    rows: list[tuple[str, str]]  # cgroup files and their values
 
 
 def spawn(order: Order, cgroup_fd: int) -> tuple[int, dict[str, int]]:

@@ -18,8 +18,9 @@ MAX_TEXT = 1024  # bytes of an error's message
 MAX_FDS = 3  # stdout, stderr, cgroup directory
 MAX_SIGNAL = 64
 # The limits of a START, each a u64, 0 for the policy's default: thousandths of a core; bytes; bytes or
-# operations a second on each disk that backs the job's files; RLIMIT_FSIZE; RLIMIT_NOFILE.
-LIMITS = "cpu_millis memory_bytes memory_high_bytes pids read_bps write_bps read_iops write_iops file_bytes open_files"
+# operations a second on each disk that backs the job's files; RLIMIT_FSIZE; RLIMIT_NOFILE; wall-clock milliseconds.
+LIMITS = "cpu_millis memory_bytes memory_high_bytes pids read_bps write_bps read_iops write_iops"
+LIMITS += " file_bytes open_files timeout_ms"
 
 
 class WireError(Exception):
@@ -29,8 +30,8 @@ class WireError(Exception):
 class Type(IntEnum):
     """Message types: requests below 128, the helper's replies and events from 128."""
 
-    HELLO, START, SIGNAL, KILL, RELEASE, SHUTDOWN = 1, 2, 3, 4, 5, 6
-    WELCOME, STARTED, DONE, ERROR, EXITED, ADOPT = 128, 129, 130, 131, 132, 133
+    HELLO, START, SIGNAL, KILL, RELEASE, SHUTDOWN, CHECK = 1, 2, 3, 4, 5, 6, 7
+    WELCOME, STARTED, DONE, ERROR, EXITED, ADOPT, VERDICT = 128, 129, 130, 131, 132, 133, 134
 
 
 class Stage(IntEnum):
@@ -44,13 +45,16 @@ class Stage(IntEnum):
     CGROUP, CLONE, MOUNT, NETWORK, PRIVILEGE, CHDIR, EXEC = 16, 17, 18, 19, 20, 21, 22
 
 
-_FACTS = "handle exit_code signal oom_kills user_usec system_usec max_rss_bytes cgroup_usec memory_peak_bytes killed"
+_FACTS = "handle exit_code signal oom_kills user_usec system_usec max_rss_bytes cgroup_usec memory_peak_bytes"
+_FACTS += " pids_refused killed timed_out"
+_START = "16s11Q", f"tag {LIMITS}", "place argv env"
 # Fixed fields (struct's codes, little-endian), their names, and the names of the lists that follow. A list is a
 # u32 count of strings; a string a u32 count, its bytes without NUL, and a NUL. `tag` is opaque to the helper and
 # comes back in ADOPT; `place` is the profile's name and the working directory, both may be empty.
 LAYOUT = {
     Type.HELLO: ("", "", ""),
-    Type.START: ("16s10Q", f"tag {LIMITS}", "place argv env"),
+    Type.START: _START,
+    Type.CHECK: _START,
     Type.SIGNAL: ("QI", "handle signal", ""),
     Type.KILL: ("Q", "handle", ""),
     Type.RELEASE: ("Q", "handle", ""),
@@ -59,8 +63,9 @@ LAYOUT = {
     Type.STARTED: ("QI", "handle uid", ""),
     Type.DONE: ("", "", ""),
     Type.ERROR: ("Ii", "stage errno", "text"),
-    Type.EXITED: ("QIIQQQQQQI", _FACTS, ""),
+    Type.EXITED: ("QIIQQQQQQQII", _FACTS, ""),
     Type.ADOPT: ("QI16s", "handle uid tag", ""),
+    Type.VERDICT: ("", "", "rows"),
 }
 _HEADER = struct.Struct("<4sBBBBII")  # magic, version, type, fd count, zero, request id, length
 _COUNT = struct.Struct("<I")

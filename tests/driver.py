@@ -91,10 +91,11 @@ class Helper:
                 return message, fds
             self.events.append(message)
 
-    def ask_start(self, *argv: str | bytes, **changes: Any) -> tuple[Message, list[int]]:
+    def ask_start(self, *argv: str | bytes, kind: Type = Type.START, **changes: Any) -> tuple[Message, list[int]]:
+        """The reply to a START or CHECK."""
         fields: dict[str, Any] = dict.fromkeys(wire.LIMITS.split(), 0)
         fields |= {"tag": TAG, "place": [b"", b""], "env": ENV, "argv": [os.fsencode(word) for word in argv]}
-        self.send(Type.START, 7, **{**fields, **changes})
+        self.send(kind, 7, **{**fields, **changes})
         return self._reply()
 
     def start(self, *argv: str | bytes, **changes: Any) -> Job:

@@ -5,6 +5,7 @@ import hashlib
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from driver import Helper, read_line
 from servers import CONTROLLERS, alive, missing_controllers, our_cgroups, policy_text, processes_with, wait_until
 
 from helper import wire
+from helper.monitor import _GRACE_S as GRACE_S
 from helper.wire import Stage, Type
 
 pytestmark = pytest.mark.usefixtures("as_root")
@@ -311,3 +313,49 @@ def test_it_starts_only_with_a_socket_and_as_root(policy: Path) -> None:
 
 def test_nothing_is_left_when_all_is_done() -> None:
     assert not [name for name in our_cgroups() if not alive(int(name.partition(".")[2]))]
+
+
+def test_a_timeout_asks_first_and_kills_after_the_grace(policy: Path) -> None:
+    with Helper(policy) as helper:
+        began = time.monotonic()
+        polite = helper.start("sleep", "100", timeout_ms=300)
+        deaf = helper.start("sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done", timeout_ms=300)
+        facts = helper.finish(polite).facts
+        assert (facts["signal"], facts["timed_out"], facts["killed"]) == (signal.SIGTERM, 1, 0)
+        assert 0.3 <= time.monotonic() - began < GRACE_S
+        facts = helper.finish(deaf).facts
+        assert (facts["signal"], facts["timed_out"]) == (signal.SIGKILL, 1)
+        assert time.monotonic() - began >= GRACE_S
+        assert helper.run("true", timeout_ms=60_000).facts["timed_out"] == 0
+
+
+def test_check_tells_what_start_would_do_and_makes_nothing(place: Path) -> None:
+    text = policy_text("[limits.maximum]\nopen_files = 2000\n[profile.other]\nhidden = ['/home', '/srv']\n")
+    with Helper(write_policy(place, "check", text)) as helper:
+        wanted: dict[str, Any] = {"place": [b"other", b"/usr"], "open_files": 77}
+        verdict, _ = helper.ask_start("true", kind=Type.CHECK, **wanted)
+        rows = dict(row.decode().split(" ", 1) for row in verdict.fields["rows"])
+        assert (rows["name"], rows["cwd"], rows["open_files"]) == ("other", "/usr", "77")
+        assert rows["hidden"] == "/home, /srv"
+        assert rows["pids"] == "512"  # the default
+        assert not list(helper.cgroup.glob("job-*"))
+        refused: tuple[tuple[dict[str, Any], Stage], ...] = (
+            ({"place": [b"none", b""]}, Stage.POLICY),
+            ({"place": [b"", b"proc"]}, Stage.CHDIR),
+            ({"open_files": 2001}, Stage.LIMIT),
+        )
+        for changes, stage in refused:
+            answer, _ = helper.ask_start("true", kind=Type.CHECK, **changes)
+            assert (answer.type, answer.fields["stage"]) == (Type.ERROR, stage)
+        # What it said is what a start does.
+        assert helper.run("sh", "-c", "ulimit -n; pwd", **wanted).stdout == b"77\n/usr\n"
+
+
+def test_check_names_the_controller_that_is_missing(place: Path) -> None:
+    with Helper(write_policy(place, "strict", "")) as helper:
+        answer, _ = helper.ask_start("true", kind=Type.CHECK)
+        if missing_controllers():
+            assert answer.fields["stage"] == Stage.LIMIT
+            assert missing_controllers()[0].encode() in answer.fields["text"][0]
+        else:
+            assert b"cpu.max 100000 100000" in answer.fields["rows"]

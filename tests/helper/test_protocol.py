@@ -37,8 +37,10 @@ FIELDS: dict[Type, dict[str, Any]] = {
     Type.ERROR: {"stage": 1, "errno": 1, "text": [b""]},
     Type.EXITED: dict.fromkeys(wire.LAYOUT[Type.EXITED][1].split(), 0),
     Type.ADOPT: {"handle": 1, "uid": 1, "tag": TAG},
+    Type.VERDICT: {"rows": [b"a b"]},
 }
-REQUESTS = {Type.HELLO, Type.START, Type.SIGNAL, Type.KILL, Type.RELEASE, Type.SHUTDOWN}
+FIELDS[Type.CHECK] = FIELDS[Type.START]
+REQUESTS = {Type.HELLO, Type.CHECK, Type.START, Type.SIGNAL, Type.KILL, Type.RELEASE, Type.SHUTDOWN}
 
 
 def violates(helper: Helper, mark: str | None = None) -> None:

@@ -22,7 +22,7 @@ _FIXED = {
 
 def _codes(fixed: str) -> list[str]:
     """struct's codes one by one."""
-    return re.findall("16s|Q|I|i", fixed.replace("10Q", "Q" * 10))
+    return re.findall("16s|Q|I|i", fixed.replace("11Q", "Q" * 11))
 
 
 @st.composite
