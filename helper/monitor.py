@@ -292,7 +292,7 @@ class Monitor:
         if over:
             raise Refusal(Stage.LIMIT, errno.EINVAL, f"{over[0]}, the policy's maximum")
         final = policy.default | asked
-        rows = self.base.rows(final, policy.allow_missing_controllers, self.disks[profile.name])
+        rows = self.base.rows(final, policy.allow_missing_controllers, self.disks[profile.profile_name])
         used = {job.uid for job in self.jobs.values()}
         # A handle is never used again, and its uid not by two live jobs; the range holds max_jobs.
         while (uid := policy.uid_first + self.next_handle % policy.uid_count) in used:

@@ -32,7 +32,7 @@ class Policy(SimpleNamespace):
 
 
 class Profile(SimpleNamespace):
-    """A view of the file system and the network: the keys of [profile.host] and its `name`."""
+    """A view of the file system and the network: the keys of [profile.host] and its `profile_name`."""
 
 
 def _normal(path: Any) -> bool:
@@ -110,7 +110,7 @@ def parse(path: str, text: str) -> Policy:
     first, count = top["job_uids"]["first"], top["job_uids"]["count"]
     if first < 1000 or first + count > 1 << 31 or count < top["max_jobs"]:
         raise source.error("job_uids", "from 1000 to 2^31 - 1 and hold max_jobs")
-    profiles = {name: Profile(name=name, **table) for name, table in top["profile"].items()}
+    profiles = {name: Profile(profile_name=name, **table) for name, table in top["profile"].items()}
     return Policy(profiles=profiles, uid_first=first, uid_count=count, default=default, maximum=maximum, **top)
 
 

@@ -12,7 +12,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are not ours: e
 
 import grpc
 
-from telehandler.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OURS, TelehandlerError
+from telehandler.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, TelehandlerError
 from telehandler.pem import read_pair
 
 if TYPE_CHECKING:
@@ -56,6 +56,14 @@ class Client:
 
         answer = self._call("StartJob", request, pb.JobResponse.FromString)
         return str(answer.name)
+
+    def check(self, request: "pb.StartJobRequest") -> list[bytes]:
+        """What the job of a request would get; starts nothing."""
+        from telehandler.pb import telehandler_pb2 as pb
+
+        request.validate_only = True
+        answer: pb.JobResponse = self._call("StartJob", request, pb.JobResponse.FromString)
+        return list(answer.sandbox)
 
     def stop(self, name: str, signal: int, grace_s: float) -> None:
         from telehandler.pb import telehandler_pb2 as pb
@@ -146,11 +154,6 @@ def _ignore(_: object) -> None:
 def _end(metadata: dict[str, str]) -> End:
     numbers = int(metadata["telehandler-exit-code"]), int(metadata["telehandler-signal"])
     return End(metadata["telehandler-state"], metadata["telehandler-reason"], *numbers, metadata["telehandler-detail"])
-
-
-def exit_code(end: End) -> int:
-    """The command's own: the job's, 128 + n after a signal, ours when the job was lost."""
-    return EXIT_OURS if end.reason == "lost" else end.exit_code
 
 
 def _unavailable(server: str, text: str) -> str:

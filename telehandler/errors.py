@@ -1,5 +1,6 @@
 """What can go wrong towards a user: one tree, each with its exit code and a message of cause and remedy."""
 
+EXIT_TIMEOUT = 124
 EXIT_OURS = 125
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127

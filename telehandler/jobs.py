@@ -12,7 +12,7 @@ from typing import NamedTuple
 from helper.wire import Stage
 from telehandler import states
 from telehandler.errors import HelperRefused, TelehandlerError
-from telehandler.link import HelperLink, LiveJob
+from telehandler.link import HelperLink, LiveJob, Order
 from telehandler.log import JobLog, Pump
 from telehandler.records import Record, Records
 from telehandler.states import Reason, State
@@ -76,20 +76,22 @@ class Jobs:
         for record in recorded.values():
             self._end(record, State.FAILED, Reason.LOST)
 
+    async def check(self, request: Request) -> list[bytes]:
+        """What a job of this request would get, a name and a value each. Raises as start does."""
+        order = self._order(request, uuids.UUID(int=0))
+        fallback = [] if request.cwd else [b"cwd_fallback /"]  # as in start
+        return [*(b"env " + entry for entry in order.env), *await self._link.check(order), *fallback]
+
     async def start(self, request: Request) -> Job:
         """A running job. Raises HelperRefused or HelperUnavailable."""
         uuid = uuids.uuid4()
-        env = [name + b"=" + value for name, value in (DEFAULT_ENV | request.env).items()]
-
-        async def ask(cwd: bytes) -> LiveJob:
-            return await self._link.start(uuid.bytes, request.profile, cwd, request.argv, env, request.limits)
-
+        order = self._order(request, uuid)
         try:
-            live = await ask(request.cwd or self._cwd)
+            live = await self._link.start(order)
         except HelperRefused as refused:
             if refused.stage != Stage.CHDIR or request.cwd:
                 raise
-            live = await ask(b"/")  # the server's own directory is hidden from jobs
+            live = await self._link.start(order._replace(cwd=b"/"))  # the server's own directory is hidden from jobs
         record = Record(str(uuid), request.owner, request.argv, start_ns=time.time_ns(), job_uid=live.uid)
         try:
             self._records.save(record)
@@ -147,6 +149,10 @@ class Jobs:
     async def drain(self) -> None:
         """Waits for what is under way after the last event."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _order(self, request: Request, uuid: uuids.UUID) -> Order:
+        env = [name + b"=" + value for name, value in (DEFAULT_ENV | request.env).items()]
+        return Order(uuid.bytes, request.profile, request.cwd or self._cwd, request.argv, env, request.limits)
 
     def _new_log(self, uuid: str) -> JobLog:
         return JobLog(self._directory / "jobs" / uuid)
@@ -215,7 +221,7 @@ class Jobs:
         number, code = facts["signal"], facts["exit_code"]
         job.record.signal, job.record.exit_code = number, 128 + number if number else code
         job.record.cpu_usec, job.record.memory_peak_bytes = facts["cgroup_usec"], facts["memory_peak_bytes"]
-        state, reason = states.end(code, number, facts["oom_kills"], job.stopping)
+        state, reason = states.end(facts, job.stopping)
         self._end(job.record, state, reason, log)
 
     def _end(self, record: Record, state: State, reason: Reason, log: JobLog | None = None) -> None:

@@ -31,6 +31,22 @@ class LiveJob(NamedTuple):
     cgroup_fd: int
 
 
+class Order(NamedTuple):
+    """What START and CHECK take; a limit that is not there is the policy's default."""
+
+    tag: bytes
+    profile: str
+    cwd: bytes
+    argv: list[bytes]
+    env: list[bytes]
+    limits: dict[str, int]
+
+    def fields(self) -> dict[str, Any]:
+        every = {name: self.limits.get(name, 0) for name in wire.LIMITS.split()}
+        place = [self.profile.encode(), self.cwd]
+        return {"tag": self.tag, "place": place, "argv": self.argv, "env": self.env, **every}
+
+
 class HelperLink:
     """Owns the socket. All methods are for the one event loop that made it."""
 
@@ -59,13 +75,16 @@ class HelperLink:
                 await asyncio.sleep(0)
         return message.fields, self._adopted
 
-    async def start(self, tag: bytes, profile: str, cwd: bytes, argv: list[bytes], env: list[bytes],
-                    limits: dict[str, int]) -> LiveJob:  # fmt: skip
+    async def start(self, order: Order) -> LiveJob:
         """A running job. Raises HelperRefused with the stage that failed."""
-        every = {name: limits.get(name, 0) for name in wire.LIMITS.split()}
-        place = [profile.encode(), cwd]
-        message, fds = await self._call(Type.START, tag=tag, place=place, argv=argv, env=env, **every)
+        message, fds = await self._call(Type.START, **order.fields())
         return LiveJob(message.fields["handle"], message.fields["uid"], *fds)
+
+    async def check(self, order: Order) -> list[bytes]:
+        """What start would do: VERDICT's rows. Raises HelperRefused as start would, short of the start itself."""
+        message, _ = await self._call(Type.CHECK, **order.fields())
+        rows: list[bytes] = message.fields["rows"]
+        return rows
 
     async def signal(self, handle: int, number: int) -> None:
         await self._call(Type.SIGNAL, handle=handle, signal=number)

@@ -3,61 +3,77 @@
 import asyncio
 import os
 import signal
-import socket
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 from helper.wire import Stage
 from telehandler import helper_process, terminal
-from telehandler.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, EXIT_OURS, HelperRefused
+from telehandler.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, HelperRefused
 from telehandler.jobs import Job, Jobs, Request
 from telehandler.link import HelperLink
 from telehandler.log import Stream
 from telehandler.records import Records
-from telehandler.states import Reason
 
 _ENOENT, _ENOTDIR = 2, 20
+T = TypeVar("T")
 
 
 def run(request: Request, cgroup_root: str | None, policy: str | None) -> int:
     """Runs the job to its end: its exit code. Raises TelehandlerError."""
+    try:
+        return _with_jobs(cgroup_root, policy, lambda jobs: _run(request, jobs))
+    except HelperRefused as refused:
+        if refused.stage == Stage.EXEC:
+            missing = refused.errno in (_ENOENT, _ENOTDIR)
+            refused.exit_code = EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
+        raise
+
+
+def check(request: Request, cgroup_root: str | None, policy: str | None) -> list[bytes]:
+    """What the job would get, a name and a value each. Raises TelehandlerError."""
+    return _with_jobs(cgroup_root, policy, lambda jobs: jobs.check(request))
+
+
+def _with_jobs(cgroup_root: str | None, policy: str | None, work: Callable[[Jobs], Awaitable[T]]) -> T:
+    """`work` with a helper and a state directory of its own, both gone at the end."""
     process, sock = helper_process.start(cgroup_root, policy)
+
+    async def serve(directory: Path) -> T:
+        link = HelperLink(sock)
+        records = Records(directory)
+        jobs = Jobs(directory, link, records, os.fsencode(os.getcwd()))
+        try:
+            await jobs.adopt()
+            return await work(jobs)
+        finally:
+            link.close()
+            records.close()
+
     with tempfile.TemporaryDirectory(prefix="telehandler-") as directory:
         try:
-            return asyncio.run(_run(request, sock, Path(directory)))
-        except HelperRefused as refused:
-            if refused.stage == Stage.EXEC:
-                missing = refused.errno in (_ENOENT, _ENOTDIR)
-                refused.exit_code = EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
-            raise
+            return asyncio.run(serve(Path(directory)))
         finally:
             sock.close()
             process.wait()
 
 
-async def _run(request: Request, sock: socket.socket, directory: Path) -> int:
-    link = HelperLink(sock)
-    records = Records(directory)
-    jobs = Jobs(directory, link, records, os.fsencode(os.getcwd()))
-    try:
-        await jobs.adopt()
-        job = await jobs.start(request)
-        _pass_signals(jobs, job)
-        log, offset = jobs.open_log(job), 0
-        while await log.wait(offset):
-            chunk = log.read(offset)
-            # Blocking: a reader that stops stops the job, through its pipe.
-            terminal.write(chunk.stream is Stream.STDERR, chunk.data)
-            offset += len(chunk.data)
-        log.release()
-        await job.ended.wait()
-        await jobs.drain()
-    finally:
-        link.close()
-        records.close()
+async def _run(request: Request, jobs: Jobs) -> int:
+    job = await jobs.start(request)
+    _pass_signals(jobs, job)
+    log, offset = jobs.open_log(job), 0
+    while await log.wait(offset):
+        chunk = log.read(offset)
+        # Blocking: a reader that stops stops the job, through its pipe.
+        terminal.write(chunk.stream is Stream.STDERR, chunk.data)
+        offset += len(chunk.data)
+    log.release()
+    await job.ended.wait()
+    await jobs.drain()
     record = job.record
-    terminal.tell_end(record.reason.name.lower(), record.exit_code, record.signal, record.extra.get("log_error", ""))
-    return EXIT_OURS if record.reason is Reason.LOST else record.exit_code
+    detail = record.extra.get("log_error", "")
+    return terminal.tell_end(record.reason.name.lower(), record.exit_code, record.signal, detail)
 
 
 def _pass_signals(jobs: Jobs, job: Job) -> None:

@@ -76,6 +76,8 @@ class Service:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the parent must be users/{user}, or empty")
         if owner != caller.name:
             raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "a job's parent must be its caller")
+        if request.validate_only:
+            return pb.JobResponse(sandbox=await self._jobs.check(_request(request, owner)))
         job = await self._jobs.start(_request(request, owner))
         return pb.JobResponse(name=job.record.name, uid=job.record.uuid, state=_state(job))
 

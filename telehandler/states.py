@@ -21,6 +21,8 @@ class Reason(IntEnum):
     OOM = 3
     STOPPED = 4
     LOST = 5
+    TIMEOUT = 6
+    PIDS = 7
 
 
 NEXT = {State.RUNNING: (State.FAILED, State.COMPLETED, State.STOPPED)}
@@ -32,12 +34,17 @@ def check(old: State, new: State) -> None:
         raise ValueError(f"a job that is {old.name} cannot become {new.name}")
 
 
-def end(exit_code: int, signal: int, oom_kills: int, stopped: bool) -> tuple[State, Reason]:
-    """The final state and its reason, from the facts that the helper attests."""
+def end(facts: dict[str, int], stopped: bool) -> tuple[State, Reason]:
+    """The final state and its reason, from the facts that the helper attests: EXITED's fields."""
+    failed = facts["signal"] or facts["exit_code"]
     if stopped:
         return State.STOPPED, Reason.STOPPED
-    if signal and oom_kills:
+    if facts["timed_out"]:
+        return State.FAILED, Reason.TIMEOUT
+    if facts["signal"] and facts["oom_kills"]:
         return State.FAILED, Reason.OOM
-    if signal:
+    if failed and facts["pids_refused"]:
+        return State.FAILED, Reason.PIDS
+    if facts["signal"]:
         return State.FAILED, Reason.SIGNALED
-    return (State.FAILED if exit_code else State.COMPLETED), Reason.EXITED
+    return (State.FAILED if failed else State.COMPLETED), Reason.EXITED

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from telehandler import request as words
+from telehandler import terminal
 from telehandler.cli import options
 
 
@@ -21,9 +22,7 @@ def command(context: click.Context, /, cgroup_root: str | None, helper_policy: s
     signal n ended it.
     """
     options.check_command(given["command"], context)
-    limits = words.limits(
-        given["cpus"], given["memory"], given["pids_limit"], given["device_read_bps"], given["device_write_bps"]
-    )
+    limits = words.limits(given)
     from telehandler import local
     from telehandler.jobs import Request
 
@@ -35,4 +34,7 @@ def command(context: click.Context, /, cgroup_root: str | None, helper_policy: s
         limits=limits,
         profile=given["profile"],
     )
+    if given["dry_run"]:
+        terminal.show_check(given["command"], local.check(request, cgroup_root, helper_policy))
+        return
     context.exit(local.run(request, cgroup_root, helper_policy))

@@ -55,7 +55,14 @@ def sandbox(function: Function) -> Function:
             click.option("--pids-limit", type=int, help="Processes and threads."),
             click.option("--device-read-bps", metavar="SIZE", help="Bytes read a second from each disk."),
             click.option("--device-write-bps", metavar="SIZE", help="Bytes written a second to each disk."),
+            click.option("--device-read-iops", type=int, help="Reads a second from each disk."),
+            click.option("--device-write-iops", type=int, help="Writes a second to each disk."),
+            click.option(
+                "--ulimit", multiple=True, metavar="NAME=N", help="nofile: open files; fsize: a file's bytes."
+            ),
+            click.option("--timeout", metavar="TIME", help="Wall clock, such as 90s or 2h; then it is stopped."),
             click.option("--profile", metavar="NAME", default="", help="A profile of the root policy."),
+            click.option("--dry-run", is_flag=True, help="Start nothing; print what the job would get."),
             click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND [ARG]..."),
         )
     ):

@@ -29,9 +29,7 @@ def command(context: click.Context, /, detach: bool, **given: Any) -> None:
     """
     settings = options.settings(given)
     options.check_command(given["command"], context)
-    limits = words.limits(
-        given["cpus"], given["memory"], given["pids_limit"], given["device_read_bps"], given["device_write_bps"]
-    )
+    limits = words.limits(given)
     variables = words.environment(given["env"], given["env_file"])
     client = jobname.connect(settings)  # the handshake goes on while more is imported
     from telehandler.pb import telehandler_pb2 as pb
@@ -43,6 +41,9 @@ def command(context: click.Context, /, detach: bool, **given: Any) -> None:
         limits=pb.Limits(**limits),
         profile=given["profile"],
     )
+    if given["dry_run"]:
+        terminal.show_check(given["command"], client.check(message))
+        return
     name = client.start(message)
     _write_jidfile(settings["jidfile"], name)
     if detach:
@@ -54,15 +55,14 @@ def command(context: click.Context, /, detach: bool, **given: Any) -> None:
 
 def watch(client: "Client", name: str, no_follow: bool, started: bool) -> int:
     """Prints a job's output to its end: the job's exit code, 0 while it runs on."""
-    from telehandler.client import End, exit_code
+    from telehandler.client import End
 
     ended: list[End] = []
     for output in client.watch(name, no_follow, started, ended, terminal.note):
         terminal.write(output.stream == 2, output.data)
     if not ended:
         return 0
-    terminal.tell_end(ended[0].reason, ended[0].exit_code, ended[0].signal, ended[0].detail)
-    return exit_code(ended[0])
+    return terminal.tell_end(ended[0].reason, ended[0].exit_code, ended[0].signal, ended[0].detail)
 
 
 def _write_jidfile(path: str, name: str) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from telehandler.cli import jobname, options
+from telehandler.terminal import printable
 
 if TYPE_CHECKING:
     from telehandler.pb import telehandler_pb2 as pb
@@ -31,8 +32,7 @@ def command(output: str, job: str | None, **given: Any) -> None:
         return
     fields["command"] = shlex.join(fields["command"])
     for key, value in fields.items():
-        text = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(value))
-        print(f"{key.replace('_', ' '):<18} {text}")
+        print(f"{key.replace('_', ' '):<18} {printable(str(value))}")
 
 
 def _fields(status: "pb.JobStatus") -> dict[str, Any]:

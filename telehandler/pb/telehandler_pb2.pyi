@@ -28,6 +28,8 @@ class JobReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     JOB_REASON_OOM: _ClassVar[JobReason]
     JOB_REASON_STOPPED: _ClassVar[JobReason]
     JOB_REASON_LOST: _ClassVar[JobReason]
+    JOB_REASON_TIMEOUT: _ClassVar[JobReason]
+    JOB_REASON_PIDS: _ClassVar[JobReason]
 
 class OutputStream(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -45,12 +47,14 @@ JOB_REASON_SIGNALED: JobReason
 JOB_REASON_OOM: JobReason
 JOB_REASON_STOPPED: JobReason
 JOB_REASON_LOST: JobReason
+JOB_REASON_TIMEOUT: JobReason
+JOB_REASON_PIDS: JobReason
 OUTPUT_STREAM_UNSPECIFIED: OutputStream
 OUTPUT_STREAM_STDOUT: OutputStream
 OUTPUT_STREAM_STDERR: OutputStream
 
 class Limits(_message.Message):
-    __slots__ = ("cpu_millis", "memory_bytes", "memory_high_bytes", "pids", "read_bps", "write_bps", "read_iops", "write_iops", "file_bytes", "open_files")
+    __slots__ = ("cpu_millis", "memory_bytes", "memory_high_bytes", "pids", "read_bps", "write_bps", "read_iops", "write_iops", "file_bytes", "open_files", "timeout_ms")
     CPU_MILLIS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_HIGH_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +65,7 @@ class Limits(_message.Message):
     WRITE_IOPS_FIELD_NUMBER: _ClassVar[int]
     FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
     OPEN_FILES_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     cpu_millis: int
     memory_bytes: int
     memory_high_bytes: int
@@ -71,10 +76,11 @@ class Limits(_message.Message):
     write_iops: int
     file_bytes: int
     open_files: int
-    def __init__(self, cpu_millis: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_high_bytes: _Optional[int] = ..., pids: _Optional[int] = ..., read_bps: _Optional[int] = ..., write_bps: _Optional[int] = ..., read_iops: _Optional[int] = ..., write_iops: _Optional[int] = ..., file_bytes: _Optional[int] = ..., open_files: _Optional[int] = ...) -> None: ...
+    timeout_ms: int
+    def __init__(self, cpu_millis: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_high_bytes: _Optional[int] = ..., pids: _Optional[int] = ..., read_bps: _Optional[int] = ..., write_bps: _Optional[int] = ..., read_iops: _Optional[int] = ..., write_iops: _Optional[int] = ..., file_bytes: _Optional[int] = ..., open_files: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class StartJobRequest(_message.Message):
-    __slots__ = ("parent", "command", "args", "argv", "env", "working_directory", "limits", "profile")
+    __slots__ = ("parent", "command", "args", "argv", "env", "working_directory", "limits", "profile", "validate_only")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +96,7 @@ class StartJobRequest(_message.Message):
     WORKING_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
     parent: str
     command: str
     args: _containers.RepeatedScalarFieldContainer[str]
@@ -98,17 +105,20 @@ class StartJobRequest(_message.Message):
     working_directory: str
     limits: Limits
     profile: str
-    def __init__(self, parent: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., argv: _Optional[_Iterable[bytes]] = ..., env: _Optional[_Mapping[str, bytes]] = ..., working_directory: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., profile: _Optional[str] = ...) -> None: ...
+    validate_only: bool
+    def __init__(self, parent: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., argv: _Optional[_Iterable[bytes]] = ..., env: _Optional[_Mapping[str, bytes]] = ..., working_directory: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., profile: _Optional[str] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class JobResponse(_message.Message):
-    __slots__ = ("name", "uid", "state")
+    __slots__ = ("name", "uid", "state", "sandbox")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
+    SANDBOX_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     state: JobState
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ...) -> None: ...
+    sandbox: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., sandbox: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class StopJobRequest(_message.Message):
     __slots__ = ("name", "signal", "grace")

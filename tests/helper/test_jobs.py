@@ -335,7 +335,7 @@ def test_check_tells_what_start_would_do_and_makes_nothing(place: Path) -> None:
         wanted: dict[str, Any] = {"place": [b"other", b"/usr"], "open_files": 77}
         verdict, _ = helper.ask_start("true", kind=Type.CHECK, **wanted)
         rows = dict(row.decode().split(" ", 1) for row in verdict.fields["rows"])
-        assert (rows["name"], rows["cwd"], rows["open_files"]) == ("other", "/usr", "77")
+        assert (rows["profile_name"], rows["cwd"], rows["open_files"]) == ("other", "/usr", "77")
         assert rows["hidden"] == "/home, /srv"
         assert rows["pids"] == "512"  # the default
         assert not list(helper.cgroup.glob("job-*"))

@@ -1,0 +1,107 @@
+"""Limits as a user asks for them and sees them bite: flags, verdicts, reasons. tests/vm has those of controllers."""
+
+import json
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import COMMAND, ROOT, Server
+
+from telehandler.states import Reason, State, end
+
+FACTS = dict.fromkeys(("exit_code", "signal", "oom_kills", "pids_refused", "timed_out"), 0)
+
+
+def status(server: Server) -> dict[str, Any]:
+    """Of the job that `run` started last."""
+    fields: dict[str, Any] = json.loads(server.client("status", "-o", "json").stdout)
+    return fields
+
+
+def local(policy: Path, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
+    command = [*COMMAND, "local", "--helper-policy", str(policy), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
+
+
+def test_a_timeout_ends_the_job_with_124(server: Server, policy: Path) -> None:
+    script = "echo begun; sleep 1000"
+    for done in (server.client("run", "--timeout", "300ms", "--", "true"), local(policy, "--timeout", "0", "true")):
+        assert done.returncode == 125
+        assert b"--timeout" in done.stderr
+    for done in (
+        server.client("run", "--timeout", "0.4", "--", "sh", "-c", script),
+        local(policy, "--timeout", "0.4s", "sh", "-c", script),
+    ):
+        assert (done.returncode, done.stdout) == (124, b"begun\n")
+        assert done.stderr == b"telehandler: the job was ended at its timeout: ask for more with --timeout\n"
+    fields = status(server)
+    assert (fields["state"], fields["reason"], fields["exit_code"]) == ("failed", "timeout", 143)
+    assert server.client("run", "--timeout", "1h", "--", "true").returncode == 0
+    assert server.client("watch").returncode == 0
+
+
+def test_ulimits_are_the_jobs(server: Server) -> None:
+    done = server.client("run", "--ulimit", "nofile=77", "--", "sh", "-c", "ulimit -n")
+    assert done.stdout == b"77\n"
+    script = "head -c 5000 /dev/zero >/tmp/f; stat -c %s /tmp/f"
+    done = server.client("run", "--ulimit", "fsize=4096", "--", "sh", "-c", script)
+    assert done.stdout == b"4096\n"
+
+
+@pytest.mark.parametrize("way", ["client", "local"])
+def test_a_dry_run_prints_request_and_sandbox_and_starts_nothing(server: Server, policy: Path, way: str) -> None:
+    flags = ["--dry-run", "-e", "A=b\x1bc", "-m", "100m", "--timeout", "2h", "-w", "/usr", "--ulimit", "nofile=77"]
+    mark = "echo 'never printed'"
+    words = [*flags, "--", "sh", "-c", mark]
+    done = server.client("run", *words) if way == "client" else local(policy, *words)
+    assert (done.returncode, done.stderr) == (0, b"")
+    rows = [tuple(line.split(None, 1)) for line in done.stdout.decode().splitlines()]
+    for row in (
+        ("command", shlex.join(["sh", "-c", mark])),
+        ("env", "A=b\\x1bc"),
+        ("env", "HOME=/tmp"),
+        ("cwd", "/usr"),
+        ("profile_name", "host"),
+        ("network", "none"),
+        ("memory_bytes", "104857600"),
+        ("memory_high_bytes", "78643200"),
+        ("timeout_ms", "7200000"),
+        ("open_files", "77"),
+        ("cpu_millis", "1000"),
+    ):
+        assert row in rows
+    assert not server.jidfile().exists() or mark not in str(status(server)["command"])
+
+
+@pytest.mark.parametrize("way", ["client", "local"])
+def test_a_dry_run_is_refused_as_the_start_would_be(server: Server, policy: Path, way: str) -> None:
+    for words, text in (
+        (["--profile", "nope"], b"the policy's profiles are: host"),
+        (["-m", "999999g"], b"the policy's maximum"),
+        (["-w", "/proc/self"], b"outside /proc"),
+    ):
+        words = ["--dry-run", *words, "--", "true"]
+        done = server.client("run", *words) if way == "client" else local(policy, *words)
+        assert (done.returncode, done.stdout) == (125, b"")
+        assert text in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("facts", "stopped", "expected"),
+    [
+        ({}, False, (State.COMPLETED, Reason.EXITED)),
+        ({"exit_code": 3}, False, (State.FAILED, Reason.EXITED)),
+        ({"signal": 9}, False, (State.FAILED, Reason.SIGNALED)),
+        ({"signal": 9, "oom_kills": 1}, False, (State.FAILED, Reason.OOM)),
+        ({"exit_code": 1, "oom_kills": 1}, False, (State.FAILED, Reason.EXITED)),
+        ({"exit_code": 2, "pids_refused": 4}, False, (State.FAILED, Reason.PIDS)),
+        ({"pids_refused": 4}, False, (State.COMPLETED, Reason.EXITED)),
+        ({"signal": 15, "timed_out": 1}, False, (State.FAILED, Reason.TIMEOUT)),
+        ({"timed_out": 1}, False, (State.FAILED, Reason.TIMEOUT)),
+        ({"signal": 9, "oom_kills": 1, "timed_out": 1}, True, (State.STOPPED, Reason.STOPPED)),
+    ],
+)
+def test_the_reason_follows_from_the_facts(facts: dict[str, int], stopped: bool, expected: object) -> None:
+    assert end(FACTS | facts, stopped) == expected
