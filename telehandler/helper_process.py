@@ -33,12 +33,14 @@ def command(cgroup_root: str | None, policy: str | None) -> list[str]:
     return ["sudo", "-n", PYTHON, "-I", "-S", str(installed), *options]
 
 
-def start(cgroup_root: str | None, policy: str | None) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+def start(
+    cgroup_root: str | None, policy: str | None, stderr: int | None = None
+) -> tuple["subprocess.Popen[bytes]", socket.socket]:
     """The helper, greeted, and our end of its socket. Raises HelperUnavailable."""
     arguments = command(cgroup_root, policy)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        process = subprocess.Popen(arguments, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd="/")
+        process = subprocess.Popen(arguments, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=stderr, cwd="/")
     try:
         ours.settimeout(HELLO_TIMEOUT_S)
         ours.send(wire.pack(wire.Type.HELLO, 0))

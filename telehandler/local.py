@@ -23,7 +23,7 @@ T = TypeVar("T")
 def run(request: Request, cgroup_root: str | None, policy: str | None) -> int:
     """Runs the job to its end: its exit code. Raises TelehandlerError."""
     try:
-        return _with_jobs(cgroup_root, policy, lambda jobs: _run(request, jobs))
+        return with_jobs(cgroup_root, policy, lambda jobs: _run(request, jobs))
     except HelperRefused as refused:
         if refused.stage == Stage.EXEC:
             missing = refused.errno in (_ENOENT, _ENOTDIR)
@@ -33,10 +33,10 @@ def run(request: Request, cgroup_root: str | None, policy: str | None) -> int:
 
 def check(request: Request, cgroup_root: str | None, policy: str | None) -> list[bytes]:
     """What the job would get, a name and a value each. Raises TelehandlerError."""
-    return _with_jobs(cgroup_root, policy, lambda jobs: jobs.check(request))
+    return with_jobs(cgroup_root, policy, lambda jobs: jobs.check(request))
 
 
-def _with_jobs(cgroup_root: str | None, policy: str | None, work: Callable[[Jobs], Awaitable[T]]) -> T:
+def with_jobs(cgroup_root: str | None, policy: str | None, work: Callable[[Jobs], Awaitable[T]]) -> T:
     """`work` with a helper and a state directory of its own, both gone at the end."""
     process, sock = helper_process.start(cgroup_root, policy)
 

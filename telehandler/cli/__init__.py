@@ -36,6 +36,7 @@ class LazyGroup(click.Group):
         "local": "local",
         "server": "server",
         "client": "client",
+        "check": "check",
         "completion": "completion",
         "help": "help",
         "version": "version",
