@@ -5,16 +5,16 @@ The spec is one line of JSON; the pipe it comes through stays open as long as th
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
+import resource
 import signal
 import socket
 import sys
 from pathlib import Path
 from typing import Any
 
-from telehandler import tls  # sets grpc's environment: must come before grpc
+from telehandler import bounds, privileges, tls  # tls sets grpc's environment: must come before grpc
 
 import grpc.aio  # isort: skip
 
@@ -25,17 +25,17 @@ from telehandler.records import Records
 from telehandler.service import Service
 
 STOP_GRACE_S = 2.0
-MAX_REQUEST_BYTES = 1 << 20
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 _OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-    ("grpc.max_metadata_size", 16 * 1024),
-    ("grpc.max_concurrent_streams", 1024),
+    ("grpc.max_receive_message_length", bounds.MAX_REQUEST_BYTES),
+    ("grpc.max_metadata_size", bounds.MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", bounds.MAX_METADATA_BYTES),
+    ("grpc.max_concurrent_streams", bounds.MAX_STREAMS),
+    ("grpc.max_allowed_incoming_connections", bounds.MAX_CONNECTIONS),
+    ("grpc.server_handshake_timeout_ms", bounds.HANDSHAKE_TIMEOUT_S * 1000),
     ("grpc.so_reuseport", 0),  # a second server on the port must fail
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.server_handshake_timeout_ms", 10_000),
 )
 
 
@@ -43,6 +43,9 @@ def main() -> None:
     """Runs until SIGTERM, SIGINT or the supervisor's end. Exit status 125: it could not start."""
     try:
         _drop_privileges()
+        # Each connection is an fd, each job four.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(_serve(json.loads(sys.stdin.buffer.readline())))
     except TelehandlerError as error:
@@ -51,12 +54,10 @@ def main() -> None:
 
 
 def _drop_privileges() -> None:
-    """Whoever started us: no root, no way back, no core dump, no debugger (S13)."""
-    if os.geteuid() == 0 or os.getuid() == 0:
+    """Whoever started us: no root, no way back, no capability, no core dump, no debugger (S13)."""
+    if 0 in os.getresuid():
         raise TelehandlerError("the api must not run as root; `telehandler server` starts it as another user")
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    if prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
-        raise TelehandlerError("prctl failed: the kernel is too old")
+    privileges.lock_down()
 
 
 async def _serve(spec: dict[str, Any]) -> None:

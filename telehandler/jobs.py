@@ -93,11 +93,17 @@ class Jobs:
                 raise
             live = await self._link.start(order._replace(cwd=b"/"))  # the server's own directory is hidden from jobs
         record = Record(str(uuid), request.owner, request.argv, start_ns=time.time_ns(), job_uid=live.uid)
+        log = None
         try:
-            self._records.save(record)
             log = self._new_log(record.uuid)
+            self._records.save(record)
         except Exception:
+            if log:
+                log.release()
+            for fd in (live.stdout_fd, live.stderr_fd, live.cgroup_fd):
+                os.close(fd)
             await self._kill(live.handle)
+            self._spawn(self._release(live.handle))
             raise
         job = Job(record, log)
         self._track(job, log, live)
@@ -192,10 +198,15 @@ class Jobs:
         log.finish()
         self._live.pop(handle, None)
         self._jobs.pop(job.record.uuid, None)
-        self._exits.pop(handle, None)
         job.log = None
         job.ended.set()
         log.release()
+        await self._release(handle)
+
+    async def _release(self, handle: int) -> None:
+        """Has the helper forget a job, once it has ended."""
+        await self._exit(handle)
+        self._exits.pop(handle, None)
         try:
             await self._link.release(handle)
         except TelehandlerError:
@@ -213,7 +224,7 @@ class Jobs:
 
     def _lost(self) -> None:
         """The helper died, and every job with it."""
-        for handle in self._live:
+        for handle in {*self._live, *self._exits}:
             if not (exit_ := self._exit(handle)).done():
                 exit_.set_result(None)
 

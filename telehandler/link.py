@@ -6,6 +6,7 @@ api before this one left in the socket is told apart, and its fds closed.
 
 import array
 import asyncio
+import errno
 import os
 import secrets
 import socket
@@ -112,7 +113,11 @@ class HelperLink:
             raise HelperUnavailable("the helper has gone")
         request_id = self._next_id
         self._next_id = (self._next_id + 1) % (1 << 32)
-        datagram = wire.pack(kind, request_id, **fields)
+        try:
+            datagram = wire.pack(kind, request_id, **fields)
+        except wire.WireError:
+            text = f"the command and its environment are too long: over {wire.MAX_MESSAGE // 1024} KiB in all"
+            raise HelperRefused(wire.Stage.REQUEST, errno.E2BIG, text) from None
         future = self._waiting[request_id] = self._loop.create_future()
         try:
             async with asyncio.timeout(REPLY_TIMEOUT_S):

@@ -1,12 +1,16 @@
 """Giving up root for good, before anything listens (S13)."""
 
 import ctypes
+import errno
 import os
 import pwd
+import struct
 
 from telehandler.errors import TelehandlerError
 
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+_PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 24, 38
+_CAPSET_VERSION_3, _CAPSET_BYTES = 0x20080522, 24  # effective, permitted, inheritable: 64 bits each
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def server_user(wanted: str | None) -> pwd.struct_passwd:
@@ -28,11 +32,22 @@ def server_user(wanted: str | None) -> pwd.struct_passwd:
 
 def drop_to(user: pwd.struct_passwd) -> None:
     """Becomes `user` with no other group, then reads back that it is so."""
+    number = 0
+    while _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == 0:  # to the kernel's last
+        number += 1
+    if ctypes.get_errno() != errno.EINVAL:
+        raise TelehandlerError("the capability bounding set cannot be emptied")
     os.setgroups([])
     os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
     os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
     if os.getresuid() != (user.pw_uid,) * 3 or os.getresgid() != (user.pw_gid,) * 3 or os.getgroups():
         raise TelehandlerError("root was not given up")
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    if prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
+    lock_down()
+
+
+def lock_down() -> None:
+    """No capability, none to be gained, no core dump, no debugger. Ambient capabilities go with the permitted."""
+    if _libc.capset(struct.pack("=Ii", _CAPSET_VERSION_3, 0), bytes(_CAPSET_BYTES)):
+        raise TelehandlerError("capset failed")
+    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
         raise TelehandlerError("prctl failed: the kernel is too old")

@@ -1,6 +1,9 @@
 """The RPCs: requests checked and authorised, jobs called, answers made. One handler for each RPC."""
 
+import sys
+import traceback
 import uuid as uuids
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -12,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from helper.wire import LIMITS, MAX_COUNT, MAX_SIGNAL, MAX_STRING, Stage
 from telehandler import jobs as core
 from telehandler.auth import AuthError, Caller, caller_of
+from telehandler.bounds import MAX_CALLS_PER_USER
 from telehandler.errors import HelperRefused, TelehandlerError
 from telehandler.jobs import Job, Jobs, Request
 from telehandler.pb import telehandler_pb2 as pb
@@ -43,6 +47,7 @@ class Service:
 
     def __init__(self, jobs: Jobs, admins: frozenset[str]) -> None:
         self._jobs, self._admins = jobs, admins
+        self._calls: Counter[str] = Counter()  # under way, by user
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """All RPCs under our name, and under the original's."""
@@ -139,6 +144,21 @@ class Service:
         except AuthError as error:
             raise Refusal(grpc.StatusCode.UNAUTHENTICATED, str(error)) from None
 
+    def _admit(self, context: Context) -> Caller:
+        """The caller, whose call is counted until it ends."""
+        caller = self._caller(context)
+        if self._calls[caller.name] >= MAX_CALLS_PER_USER:
+            text = f"{MAX_CALLS_PER_USER} calls of one user are under way: end some, such as watches"
+            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        self._calls[caller.name] += 1
+        context.add_done_callback(lambda _: self._done(caller.name))  # type: ignore[arg-type]  # the stub names a class
+        return caller
+
+    def _done(self, user: str) -> None:
+        self._calls[user] -= 1
+        if not self._calls[user]:
+            del self._calls[user]
+
     def _find(self, name: str, caller: Caller) -> Job:
         """The caller's job, or anybody's for an admin; someone else's and none at all look the same."""
         words = name.split("/")
@@ -156,17 +176,17 @@ class Service:
     def _unary(self, handler: Callable[[Any, Caller, Context], Awaitable[Any]]) -> Callable[[Any, Context], Any]:
         async def call(request: Any, context: Context) -> Any:
             try:
-                return await handler(request, self._caller(context), context)
-            except (Refusal, TelehandlerError) as error:
+                return await handler(request, self._admit(context), context)
+            except Exception as error:
                 await _abort(context, error)
 
         return call
 
     async def _watch(self, request: pb.WatchJobOutputRequest, context: Context) -> AsyncIterator[bytes]:
         try:
-            async for message in self.watch_job_output(request, self._caller(context), context):
+            async for message in self.watch_job_output(request, self._admit(context), context):
                 yield message
-        except (Refusal, TelehandlerError) as error:
+        except Exception as error:
             await _abort(context, error)
 
 
@@ -177,7 +197,12 @@ async def _abort(context: Context, error: Exception) -> None:
         code = _CODES.get(Stage(error.stage), grpc.StatusCode.FAILED_PRECONDITION)
         stage = Stage(error.stage).name.lower()
         await context.abort(code, str(error), (("telehandler-stage", stage), ("telehandler-errno", str(error.errno))))
-    await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+    if isinstance(error, TelehandlerError):
+        await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+    # Unforeseen. Its text may hold paths or what a user sent: the log gets only its place, the client nothing.
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    print(f"telehandler: {type(error).__name__} at {frame.filename}:{frame.lineno}", file=sys.stderr, flush=True)
+    await context.abort(grpc.StatusCode.INTERNAL, "an internal error: the server's log has it")
 
 
 def _request(request: pb.StartJobRequest, owner: str) -> Request:

@@ -1,0 +1,137 @@
+"""The api as a client that is not ours meets it: certificates of any kind, calls by method name."""
+
+import datetime
+import os
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from servers import Server
+
+from telehandler.pb import telehandler_pb2 as pb
+
+SERVICE = "telehandler.v1.TelehandlerService"
+ORIGINAL = "drrev.telehandler.foreman.v1alpha1.ForemanService"
+METHODS = {method.name: method for method in pb.DESCRIPTOR.services_by_name["TelehandlerService"].methods}
+CALL_TIMEOUT_S = 30.0
+DAY = datetime.timedelta(days=1)
+SIGCONT = 18  # does nothing to a job that runs
+
+
+class Answer(NamedTuple):
+    """All that a client can tell of a call."""
+
+    code: grpc.StatusCode
+    details: str
+    initial: tuple[Any, ...]
+    trailing: tuple[Any, ...]
+    bodies: list[bytes]
+
+
+class Caller:
+    """A connection of its own with one certificate, or none; a context manager."""
+
+    def __init__(self, server: Server, pair: Path | None) -> None:
+        key, chain = (pair.with_name(f"{pair.name}{end}.pem").read_bytes() if pair else None for end in ("-key", ""))
+        credentials = grpc.ssl_channel_credentials((server.ssl / "root.pem").read_bytes(), key, chain)
+        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
+        self.channel = grpc.secure_channel(f"localhost:{server.port}", credentials, options)
+
+    def __enter__(self) -> "Caller":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.channel.close()
+
+    def begin(self, path: str, request: Message | bytes, **options: Any) -> Any:
+        """A call under way. On the wire an answer is a stream of one."""
+        body = request if isinstance(request, bytes) else request.SerializeToString()
+        options = {"timeout": CALL_TIMEOUT_S, **options}
+        method: Any = self.channel.unary_stream(path)  # the stub wants serialisers: bytes are sent as they are
+        return method(body, **options)
+
+    def call(self, path: str, request: Message | bytes, **options: Any) -> Answer:
+        call = self.begin(path, request, **options)
+        bodies = []
+        try:
+            bodies = list(call)
+        except grpc.RpcError:
+            pass  # it is in the code
+        metadata = _plain(call.initial_metadata()), _plain(call.trailing_metadata())
+        return Answer(call.code(), call.details(), *metadata, bodies)
+
+    def ask(self, method: str, user: str, uuid: str = "", service: str = SERVICE) -> Answer:
+        """Any method, about a job of `user`."""
+        return self.call(f"/{service}/{method}", about(method, user, uuid))
+
+    def start(self, *argv: str, **fields: Any) -> pb.JobResponse:
+        request = pb.StartJobRequest(argv=[os.fsencode(word) for word in argv], **fields)
+        answer = self.call(f"/{SERVICE}/StartJob", request)
+        assert answer.code is grpc.StatusCode.OK, answer
+        return pb.JobResponse.FromString(answer.bodies[0])
+
+    def status(self, name: str) -> Answer:
+        return self.call(f"/{SERVICE}/GetJobStatus", pb.GetJobStatusRequest(name=name))
+
+
+def _plain(metadata: Any) -> tuple[Any, ...]:
+    return tuple((key, value) for key, value in metadata or ())
+
+
+def about(method: str, user: str, uuid: str) -> Message:
+    """A request that its owner would get an answer to at once: of any method, also one that is new."""
+    message: Any = GetMessageClass(METHODS[method].input_type)()
+    fields = METHODS[method].input_type.fields_by_name
+    if "parent" in fields:
+        message.parent = f"users/{user}"
+        message.argv.append(b"true")
+    else:
+        message.name = f"users/{user}/jobs/{uuid}"
+    if "signal" in fields:
+        message.signal = SIGCONT
+    if "no_follow" in fields:
+        message.no_follow = True
+    if "grace" in fields:
+        message.grace.seconds = 0
+    return message  # type: ignore[no-any-return]  # a class made at run time
+
+
+def issue(
+    ssl: Path,
+    target: Path,
+    *names: str,
+    signer: str = "root",
+    usage: x509.ObjectIdentifier | None = ExtendedKeyUsageOID.CLIENT_AUTH,
+    start: int = -1,
+) -> Path:
+    """`target`.pem and -key.pem for the common `names`, good for five days from day `start`.
+
+    `signer`: root, or client (who may sign nothing), or self: a root of its own under the root's name.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.load_pem_x509_certificate((ssl / f"{'root' if signer == 'self' else signer}.pem").read_bytes())
+    issuer_key = key if signer == "self" else load_pem_private_key((ssl / f"{signer}-key.pem").read_bytes(), None)
+    assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
+    begin = datetime.datetime.now(datetime.UTC) + start * DAY
+    with warnings.catch_warnings(action="ignore"):  # of names that no good authority would sign
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name, _validate=False) for name in names])
+    builder = (
+        x509.CertificateBuilder(issuer.subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + 5 * DAY)
+    )
+    if usage:
+        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+    chain = [builder.sign(issuer_key, hashes.SHA256()), *([issuer] if signer == "client" else [])]
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    target.with_name(f"{target.name}.pem").write_bytes(b"".join(piece.public_bytes(Encoding.PEM) for piece in chain))
+    target.with_name(f"{target.name}-key.pem").write_bytes(pem)
+    return target
