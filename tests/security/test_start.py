@@ -69,8 +69,8 @@ def linked(place: Path, as_root: None) -> Iterator[Helper]:
 
 @pytest.mark.parametrize(
     "directory",
-    "/mnt/private /mnt/fds /mnt/root /mnt/cwd /mnt/gone /mnt/loop /root/.ssh . .. relative ../.. /proc/.. "
-    "/proc/self/fd/0 /proc/self/root //proc //proc/self/fd /./proc/self/fd /tmp/../proc/self/fd //proc/1/cwd //proc/1/root".split(),
+    "/mnt/private /mnt/fds /mnt/root /mnt/cwd /mnt/gone /mnt/loop /root/x . .. relative ../.. /proc/.. /proc/self/fd/0 "
+    "/proc/self/root //proc //proc/self/fd /./proc/self/fd /tmp/../proc/self/fd //proc/1/cwd //proc/1/root".split(),
 )
 def test_s15_cwd_is_resolved_as_the_job(linked: Helper, directory: str) -> None:
     assert linked.refused("true", place=[b"", directory.encode()])[0] is Stage.CHDIR

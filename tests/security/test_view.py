@@ -139,8 +139,8 @@ def test_s25_writes_to_proc_reach_procfs(helper: Helper) -> None:
 proc = os.stat("/proc").st_dev
 paths = "self/attr/current self/oom_score_adj sys/kernel/hostname sys/kernel/core_pattern self/status 1/status".split()
 tell([[path for path in paths if os.path.exists(f"/proc/{path}") and os.stat(f"/proc/{path}").st_dev != proc],
-      attempt(opened, "/proc/sys/kernel/core_pattern"), attempt(opened, "/proc/sys/kernel/hostname")])""")
-    assert seen == [[], "EROFS", "EROFS"]
+      attempt(opened, "/proc/sys/kernel/core_pattern"), os.statvfs("/proc/sys").f_flag & os.ST_RDONLY])""")
+    assert seen == [[], "EACCES", os.ST_RDONLY]
 
 
 def test_s26_no_cgroup_and_no_limit_is_the_jobs_to_change(helper: Helper) -> None:
