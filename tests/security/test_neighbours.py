@@ -90,9 +90,7 @@ def test_s27_the_keyring_is_the_jobs_own_and_empty(policy: Path) -> None:
         assert libc.syscall(248, b"user", b"telehandler-test", b"secret", ctypes.c_size_t(6), -3) > 0  # add_key
 
     with Helper(policy, preexec_fn=get_key) as helper:
-        code = (
-            "tell([attempt(call, 250, 0, -3, 0), attempt(call, 248, 0, 0, 0, 0, -3), attempt(call, 249, 0)])"
-        )
+        code = "tell([attempt(call, 250, 0, -3, 0), attempt(call, 248, 0, 0, 0, 0, -3), attempt(call, 249, 0)])"
         assert helper.probe(code) == ["EPERM"] * 3
         job = helper.start("sleep", "100")
         options: dict[str, Any] = {"user": job.uid, "group": job.uid, "extra_groups": [], "cwd": "/"}
