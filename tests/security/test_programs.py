@@ -86,7 +86,8 @@ int main(void) {
     return 0;
 }
 END
-printf 'prog: main.o sum.o\n\tgcc -pthread -o $@ $^\n%%.o: %%.c sum.h\n\tgcc -Wall -Werror -O2 -pthread -c $<\n' >Makefile
+printf 'prog: main.o sum.o\n\tgcc -pthread -o $@ $^\n%%.o: %%.c sum.h\n\tgcc -Wall -Werror -O2 -pthread -c $<\n' \
+    >Makefile
 make -s -j2
 ./prog
 make -q && echo "up to date"
