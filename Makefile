@@ -50,7 +50,7 @@ run: build certs  ## set up, start a server, run a job, stop another, say what h
 
 .PHONY: test
 test: build lint  ## everything: lint, then all tests
-	contrib/apt-packages.sh sudo gcc libc6-dev
+	contrib/apt-packages.sh sudo gcc libc6-dev git make curl tar
 	$(PYTHON) -m pytest
 
 .PHONY: lint

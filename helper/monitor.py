@@ -77,7 +77,7 @@ class Monitor:
         self.jobs: dict[int, Job] = {}
         self.queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self.next_handle = 1
-        self.starts: deque[float] = deque([-1.0] * policy.starts_per_second, policy.starts_per_second)
+        self.starts: deque[float] = deque(maxlen=policy.starts_per_second)
         written = {name: [bind.split(":")[0] for bind in view.writable] for name, view in policy.profiles.items()}
         roots = {name: policy.io_devices or [view.root, *written[name]] for name, view in policy.profiles.items()}
         self.disks = {name: cgroup.disks(paths) for name, paths in roots.items()}
@@ -276,7 +276,8 @@ class Monitor:
         names = [entry.partition(b"=")[0] for entry in env if b"=" in entry]
         if not argv or not argv[0] or not all(names) or len(set(names)) != len(env) or len(place) != 2:
             raise WireError("argv is empty, env not a list of distinct NAME=value, or place not two strings")
-        if len(self.jobs) >= policy.max_jobs or time.monotonic() - self.starts[0] < 1:
+        fast = len(self.starts) == policy.starts_per_second and time.monotonic() - self.starts[0] < 1
+        if len(self.jobs) >= policy.max_jobs or fast:
             bounds = f"{policy.max_jobs} jobs, {policy.starts_per_second} starts a second"
             raise Refusal(Stage.CAPACITY, errno.EAGAIN, f"the policy's bounds are reached: {bounds}")
         profile = policy.profiles.get(place[0].decode("utf-8", "replace") or next(iter(policy.profiles)))

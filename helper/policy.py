@@ -36,7 +36,7 @@ class Profile(SimpleNamespace):
 
 
 def _normal(path: Any) -> bool:
-    return isinstance(path, str) and path.startswith("/") and os.path.normpath(path) == path
+    return isinstance(path, str) and path.startswith("/") and os.path.normpath(path) == path and "\0" not in path
 
 
 def _bind(text: Any) -> bool:
@@ -64,9 +64,11 @@ class _Source:
             raise SetupError(f"{path}: {error}") from None
 
     def error(self, key: str, wanted: str) -> SetupError:
-        name = re.escape(key.rpartition(".")[2])
-        found = re.search(rf"^[\[\s\w.]*\b{name}\b", self.text, re.MULTILINE)
-        line = self.text.count("\n", 0, found.end()) + 1 if found else 1
+        at = 0
+        for name in map(re.escape, key.split(".")):  # each behind the one before: tables share keys
+            found = re.compile(rf'^[\[\s\w."]*\b{name}\b', re.MULTILINE).search(self.text, at)
+            at = found.end() if found else at
+        line = self.text.count("\n", 0, at) + 1
         return SetupError(f"{self.path}, line {line}: {key} must be {wanted}")
 
     def merge(self, base: dict[str, Any], given: dict[str, Any], where: str) -> dict[str, Any]:
@@ -93,8 +95,9 @@ class _Source:
         for keys, wanted, valid in _CHECKS:
             if key in keys.split() and not all(map(valid, items)):
                 raise self.error(name, wanted)
-        if type(value) is int and not 1 <= value < 1 << 62:
-            raise self.error(name, "a number of 1 or more")
+        least = 0 if name == "limits.default.memory_high_bytes" else 1  # 0: made of memory_bytes
+        if type(value) is int and not least <= value < 1 << 62:
+            raise self.error(name, f"a number of {least} or more")
 
 
 def parse(path: str, text: str) -> Policy:

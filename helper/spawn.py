@@ -124,8 +124,10 @@ def _enter(directory: bytes) -> None:
     os.close(_RESULT_FD)
     os.setsid()
     os.chdir(directory)
-    if not os.getcwdb().startswith(b"/"):  # "(unreachable)": outside the root, CVE-2024-21626
-        raise FileNotFoundError(errno.ENOENT, "outside the root")
+    here = os.getcwdb() + b"/"
+    # "(unreachable)" is outside the root: CVE-2024-21626. /proc by another name: refused as by its own.
+    if not here.startswith(b"/") or here.startswith(b"/proc/"):
+        raise OSError(errno.EINVAL, "outside the root, or in /proc")
 
 
 def _exec(order: Order) -> NoReturn:

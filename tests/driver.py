@@ -1,6 +1,7 @@
 """The real helper, driven over its socketpair as an api would, or as no api of ours would."""
 
 import array
+import json
 import os
 import select
 import socket
@@ -17,6 +18,25 @@ from helper.wire import Message, Type
 TAG = b"tag of sixteen b"
 ENV = [b"PATH=/usr/local/bin:/usr/bin:/bin", b"HOME=/tmp"]
 VIOLATION = 3
+PYTHON = ("/usr/bin/python3", "-I", "-S", "-c")
+# What each probe starts with: `attempt` says how a try ended, "DONE" or the name of its errno.
+PRELUDE = """
+import ctypes, errno, json, os, socket
+libc = ctypes.CDLL(None, use_errno=True)
+def attempt(action, *arguments):
+    try:
+        action(*arguments)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "DONE"
+def call(number, *arguments):
+    if libc.syscall(number, *arguments) < 0:
+        raise OSError(ctypes.get_errno(), "")
+def opened(path, flags=os.O_WRONLY):
+    os.close(os.open(path, flags))
+def tell(seen):
+    print(json.dumps(seen), flush=True)
+"""
 
 
 class Job(NamedTuple):
@@ -40,12 +60,12 @@ class Ended(NamedTuple):
 class Helper:
     """A helper process and our end of its socket; a context manager that ends it."""
 
-    def __init__(self, policy: Path, *options: str, hello: bool = True) -> None:
+    def __init__(self, policy: Path, *options: str, hello: bool = True, **popen: Any) -> None:
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.settimeout(DEADLINE_S)
         command = ["/usr/bin/python3", "-I", "-S", str(ROOT / "helper"), "--policy", str(policy), *options]
         with theirs:
-            self.process = subprocess.Popen(command, stdin=theirs.fileno(), stderr=subprocess.PIPE, cwd="/")
+            self.process = subprocess.Popen(command, stdin=theirs.fileno(), stderr=subprocess.PIPE, cwd="/", **popen)
         self.events: list[Message] = []
         if hello:
             self.welcome = self.ask(Type.HELLO).fields
@@ -131,6 +151,16 @@ class Helper:
 
     def run(self, *argv: str | bytes, **changes: Any) -> Ended:
         return self.finish(self.start(*argv, **changes))
+
+    def probe(self, code: str, **changes: Any) -> Any:
+        """What a Python program tells from inside a job; see PRELUDE."""
+        ended = self.run(*PYTHON, PRELUDE + code, **changes)
+        assert (ended.stderr, ended.facts["exit_code"]) == (b"", 0)
+        return json.loads(ended.stdout)
+
+    def host_pids(self, job: Job) -> list[int]:
+        """A live job's processes as the host numbers them: its init first."""
+        return [int(pid) for pid in (self.cgroup / f"job-{job.handle}" / "cgroup.procs").read_text().split()]
 
 
 def read_both(*fds: int) -> list[bytes]:

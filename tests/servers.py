@@ -47,6 +47,13 @@ def policy_text(extra: str = "") -> str:
     return f"allow_missing_controllers = {missing_controllers()!r}\n{extra}"
 
 
+def write_policy(place: Path, name: str, text: str) -> Path:
+    path = place / f"{name}.toml"
+    path.write_text(text)
+    path.chmod(0o644)
+    return path
+
+
 def our_cgroups() -> set[str]:
     return {path.name for path in cgroup_root().glob("telehandler.*")}
 

@@ -11,20 +11,22 @@ from typing import Any
 
 import pytest
 from driver import Helper, read_line
-from servers import CONTROLLERS, alive, missing_controllers, our_cgroups, policy_text, processes_with, wait_until
+from servers import (
+    CONTROLLERS,
+    alive,
+    missing_controllers,
+    our_cgroups,
+    policy_text,
+    processes_with,
+    wait_until,
+    write_policy,
+)
 
 from helper import wire
 from helper.monitor import _GRACE_S as GRACE_S
 from helper.wire import Stage, Type
 
 pytestmark = pytest.mark.usefixtures("as_root")
-
-
-def write_policy(place: Path, name: str, text: str) -> Path:
-    path = place / f"{name}.toml"
-    path.write_text(text)
-    path.chmod(0o644)
-    return path
 
 
 def test_exit_codes_and_signals_are_attested(policy: Path) -> None:
