@@ -73,9 +73,11 @@ def facts(dir_fd: int) -> dict[str, int]:
 
 def remove(path: str) -> None:
     """Removes a cgroup and its descendants, deepest first. EBUSY while something lives in it."""
-    for directory, _, _ in os.walk(path, topdown=False):
-        with suppress(FileNotFoundError):
-            os.rmdir(directory)
+    with suppress(FileNotFoundError), os.scandir(path) as entries:  # not os.walk, which passes over errors
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                remove(entry.path)
+        os.rmdir(path)
 
 
 def disks(paths: list[str]) -> list[str]:
