@@ -105,7 +105,7 @@ def main() -> int:
     gc.freeze()
     try:
         monitor.run()
-    except (WireError, OSError) as error:
+    except (WireError, OSError, MemoryError) as error:
         log(f"every job was killed: {type(error).__name__}: {error}")
         return EXIT_VIOLATION
     return 0

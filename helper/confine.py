@@ -68,9 +68,12 @@ def change_root(profile: Profile) -> None:
     os.chdir("/")
     for path in _REPLACED:
         # Covered below in any case; detached, the job does not even see the name of what was there.
-        with suppress(OSError):
+        try:
             while True:
                 sc.umount2(path, sc.MNT_DETACH)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOENT):  # no mount point any more, or a root without it
+                raise
     for source, target, kind, flags, data in MOUNTS:
         sc.mount(source, target, kind, flags, data and data.format(tmp_bytes=profile.tmp_bytes))
     _fill_dev(profile.tmp_bytes)

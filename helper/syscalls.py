@@ -107,8 +107,8 @@ def new_session_keyring() -> None:
 
 def default_signals() -> None:
     """SIG_DFL for every signal, those that libc keeps to itself (32, 33) too: one may be inherited ignored."""
-    for number in range(1, signal.NSIG):
-        _libc.syscall(_SYS_RT_SIGACTION, number, bytes(32), None, 8)  # EINVAL for SIGKILL and SIGSTOP
+    for number in set(range(1, signal.NSIG)) - {signal.SIGKILL, signal.SIGSTOP}:
+        _check(_libc.syscall(_SYS_RT_SIGACTION, number, bytes(32), None, 8), "rt_sigaction")
 
 
 def set_seccomp_filter(program: bytes) -> None:

@@ -1,0 +1,142 @@
+"""One system call of a start fails, each in its turn: nothing runs with less confinement, and nothing is left."""
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from driver import ENV, TAG, VIOLATION, Helper, Job, read_both
+from faults import ROLES, Tracer
+from servers import alive
+
+from helper import wire
+from helper.wire import Type
+
+pytestmark = pytest.mark.usefixtures("as_root")
+# What a job can see of its confinement, in one process and without a library's start-up.
+_FILES = "status mountinfo cgroup limits net/dev"
+_PROBE = "\n".join(
+    [
+        f"for file in {_FILES}; do while read -r line; do echo \"$file $line\"; done </proc/self/$file; done",
+        "read -r name </proc/sys/kernel/hostname; umask; echo $name fds /proc/self/fd/*; echo end",
+    ]
+)  # fmt: skip
+# Of /proc/self/status: what says how the process is confined.
+_STATUS = "Uid Gid Groups NSpid NSsid SigBlk SigIgn SigCgt CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs Seccomp"
+_START = dict.fromkeys(wire.LIMITS.split(), 0) | {
+    "tag": TAG,
+    "place": [b"", b"/tmp"],
+    "env": ENV,
+    "argv": [b"/bin/sh", b"-c", _PROBE.encode()],
+}
+
+
+class Ground:
+    """A helper that is traced, and what must be as before after each start."""
+
+    def __init__(self, policy: Path) -> None:
+        self.helper = Helper(policy)
+        self.tracer = Tracer(self.helper)
+        self.proc = Path(f"/proc/{self.helper.process.pid}")
+        self.before = self.left()
+
+    def left(self) -> list[object]:
+        children = (self.proc / "task" / self.proc.name / "children").read_text()
+        fds = sorted(os.readlink(path) for path in (self.proc / "fd").iterdir())
+        return [children, fds, (self.proc / "mountinfo").read_text(), list(self.helper.cgroup.glob("job-*"))]
+
+    def start(self, failing: tuple[str, int, int] | None = None) -> set[str] | None:
+        """What the job saw of itself; None when it did not start. Checks that the rest is as before."""
+        self.tracer.watch(failing)
+        self.helper.send(Type.START, 7, **_START)
+        seen = self._life()
+        self.tracer.let_go()
+        if self._asked(Type.KILL, handle=0) is Type.ERROR:
+            assert self.left() == self.before, failing
+        else:
+            self._check_end(failing)
+        return seen
+
+    def _life(self) -> set[str] | None:
+        """START's reply, EXITED and RELEASE, each unless the helper ends."""
+        if not self.tracer.until_message():
+            return None
+        message, fds = self.helper.receive()
+        if message.type is not Type.STARTED:  # ERROR, or EXITED of a helper that ends
+            assert not fds
+            return None
+        job = Job(message.fields["handle"], message.fields["uid"], *fds)
+        try:
+            if self.tracer.until_message() and self.helper.receive()[0].type is Type.EXITED:
+                self._asked(Type.RELEASE, handle=job.handle)
+            return _confinement(read_both(job.stdout)[0].decode(), job.uid)
+        finally:
+            job.close()
+
+    def _asked(self, kind: Type, **fields: int) -> Type | None:
+        """The reply's type; None when the helper has ended or does so now."""
+        with suppress(ConnectionError):
+            self.helper.send(kind, 8, **fields)
+        return self.helper.receive()[0].type if self.tracer.until_message() else None
+
+    def _check_end(self, failing: object) -> None:
+        assert self.helper.process.stderr is not None
+        said = self.helper.process.stderr.read().decode()
+        assert (self.helper.process.returncode, said.count("\n")) == (VIOLATION, 1), (failing, said)
+        assert "Traceback" not in said
+        assert not self.helper.cgroup.exists(), (failing, said)
+        assert not [pid for pid in self.tracer.pids if alive(pid)], failing
+
+    def close(self) -> None:
+        if not self.tracer.ended():
+            self.helper.sock.shutdown(socket.SHUT_WR)
+            self.tracer.until_ended()
+            assert self.helper.process.returncode == 0
+        self.helper.__exit__()
+
+
+def _confinement(output: str, uid: int) -> set[str]:
+    """The probe's lines, without what differs from job to job."""
+    lines = set()
+    mounts: dict[str, str] = {}
+    for line in output.replace(str(uid), "UID").splitlines():
+        kind, _, rest = line.partition(" ")
+        if kind == "mountinfo":
+            fields = rest.split()
+            # By mount point: one that is covered is not there for the job.
+            mounts[fields[4]] = f"mount {fields[4]} {fields[5]} {fields[fields.index('-') + 1]}"
+        elif kind != "status" or rest.split(":")[0] in _STATUS.split():
+            lines.add(line)
+    return lines | set(mounts.values())
+
+
+@contextmanager
+def _ground(policy: Path) -> Iterator[Ground]:
+    ground = Ground(policy)
+    try:
+        yield ground
+    finally:
+        ground.close()
+
+
+@pytest.mark.parametrize("error", [errno.ENOMEM, errno.EINTR], ids=errno.errorcode.get)
+@pytest.mark.parametrize("role", ROLES)
+def test_s34_a_fault_at_any_system_call_of_a_start_leaves_nothing(policy: Path, role: str, error: int) -> None:
+    with _ground(policy) as ground:
+        clean = ground.start()
+        assert clean
+        assert "end" in clean
+        calls = ground.tracer.calls[role]
+    index, failed = 0, 0
+    while index < len(calls):
+        with _ground(policy) as ground:
+            while index < len(calls) and not ground.tracer.ended():
+                seen = ground.start((role, index, error))
+                # A job that did start may have been killed early, but what it saw is what every job sees.
+                assert seen is None or seen <= clean, (ground.tracer.failed, index, seen - clean)
+                failed += bool(ground.tracer.failed)
+                index += 1
+    assert failed > len(calls) * 0.9
