@@ -72,7 +72,7 @@ class Monitor:
     """Owns the socket, the table of jobs and the poll set."""
 
     def __init__(self, sock: socket.socket, policy: Policy, base: cgroup.Base, signal_fd: int) -> None:
-        self.sock, self.policy, self.base, self.signal_fd = sock, policy, base, signal_fd
+        self.sock, self.policy, self.base = sock, policy, base
         self.state = State.NEW
         self.jobs: dict[int, Job] = {}
         self.queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
@@ -115,23 +115,18 @@ class Monitor:
         self.poll.register(fd, events)
         self.callbacks[fd] = callback
 
-    def _unwatch(self, fd: int) -> None:
-        if self.callbacks.pop(fd, None):
-            self.poll.unregister(fd)
-
     def _close(self, job: Job, *names: str) -> None:
         for name in job.fds.keys() & names:
-            self._unwatch(job.fds[name])
-            os.close(job.fds.pop(name))
+            fd = job.fds.pop(name)
+            if self.callbacks.pop(fd, None):
+                self.poll.unregister(fd)
+            os.close(fd)
 
     def _end(self) -> None:
         self.state = State.ENDING
-        for fd in (self.sock.fileno(), self.signal_fd):
-            self._unwatch(fd)
 
     def _end_all(self) -> None:
         """Kills every job, waits for the kernel to end it, removes every cgroup."""
-        self._end()
         # The whole tree at once, by nothing of the table: a fault may be what ended us.
         cgroup.kill(self.base.fd)
         deadline = time.monotonic() + _END_DEADLINE_S
@@ -225,7 +220,8 @@ class Monitor:
             job.pid, fds = spawn.spawn(order, job.fds["cgroup"])
         except OSError as error:
             self._close(job, *job.fds)
-            cgroup.remove(self.base.job_path(job.handle))
+            if not cgroup.remove(self.base.job_path(job.handle)):  # something was cloned into it: fatal
+                raise
             raise Refusal(stage, error.errno or errno.EIO, f"{stage.name.lower()}: {error.strerror}") from None
         job.fds |= fds
         self.jobs[job.handle] = job

@@ -68,8 +68,7 @@ class _Source:
         for name in map(re.escape, key.split(".")):  # each behind the one before: tables share keys
             found = re.compile(rf'^[\[\s\w."]*\b{name}\b', re.MULTILINE).search(self.text, at)
             at = found.end() if found else at
-        line = self.text.count("\n", 0, at) + 1
-        return SetupError(f"{self.path}, line {line}: {key} must be {wanted}")
+        return SetupError(f"{self.path}, line {self.text.count(chr(10), 0, at) + 1}: {key} must be {wanted}")
 
     def merge(self, base: dict[str, Any], given: dict[str, Any], where: str) -> dict[str, Any]:
         """`base` with `given` in it, of the same keys and types; raises SetupError."""

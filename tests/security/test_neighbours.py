@@ -187,7 +187,6 @@ def test_s28_two_jobs_cannot_touch_each_other(helper: Helper) -> None:
 def test_s29_no_name_is_made_of_what_a_user_said(place: Path, ssl: Path) -> None:
     """File names of the state directory and of cgroups are ours, whatever argv, env, profile and owner hold."""
     policy = write_policy(place, "marked", policy_text("[profile.marked]\n"))
-    before = our_cgroups()
     server = Server(place, ssl, policy)
     server.start()
     try:
