@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from driver import ENV, PRELUDE, PYTHON, Helper, read_line
-from servers import Server, cgroup_root, our_cgroups, policy_text, write_policy
+from servers import Server, cgroup_root, policy_text, write_policy
 
 from helper.wire import Type
 
@@ -195,7 +195,7 @@ def test_s29_no_name_is_made_of_what_a_user_said(place: Path, ssl: Path) -> None
             done = server.client("run", *options, "--", "sh", "-c", "echo marked; sleep 100; exit", word)
             assert done.returncode == 0, done.stderr
         files = [str(path.relative_to(server.state)) for path in server.state.rglob("*")]
-        (base,) = our_cgroups() - before
+        base = f"telehandler.{server.children()['helper']}"
         groups = [path.name for path in (cgroup_root() / base).rglob("*") if path.is_dir()]
     finally:
         assert server.stop() == 0
