@@ -120,7 +120,7 @@ class Tracer:
         _libc.ptrace(_SYSCALL_INFO, pid, len(info), ctypes.addressof(info))
         if info.raw[0] != _ENTRY or self._mode != _SYSCALL:
             return
-        role, name = self.pids[pid], NAMES[struct.unpack_from("<Q", info, 24)[0]]
+        role, name = self.pids[pid], NAMES.get(struct.unpack_from("<Q", info, 24)[0], "?")
         calls = self.calls[role]
         if self.failing and self.failing[:2] == (role, len(calls)) and name not in _WITHOUT_RESULT:
             self.failed, self._pending = name, pid

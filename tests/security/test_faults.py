@@ -26,6 +26,7 @@ _PROBE = "\n".join(
 )  # fmt: skip
 # Of /proc/self/status: what says how the process is confined.
 _STATUS = "Uid Gid Groups NSpid NSsid SigBlk SigIgn SigCgt CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs Seccomp"
+_COVERED = "/ /proc /proc/sys /sys /dev /dev/pts /dev/shm /tmp /var/tmp /run /root /boot".split()
 _START = dict.fromkeys(wire.LIMITS.split(), 0) | {
     "tag": TAG,
     "place": [b"", b"/tmp"],
@@ -46,7 +47,9 @@ class Ground:
     def left(self) -> list[object]:
         children = (self.proc / "task" / self.proc.name / "children").read_text()
         fds = sorted(os.readlink(path) for path in (self.proc / "fd").iterdir())
-        return [children, fds, (self.proc / "mountinfo").read_text(), list(self.helper.cgroup.glob("job-*"))]
+        mounts = [line.split()[4] for line in (self.proc / "mountinfo").read_text().splitlines()]
+        mounts = [point for point in mounts if point in _COVERED]  # whatever else the host mounts meanwhile
+        return [children, fds, mounts, list(self.helper.cgroup.glob("job-*"))]
 
     def start(self, failing: tuple[str, int, int] | None = None) -> set[str] | None:
         """What the job saw of itself; None when it did not start. Checks that the rest is as before."""
