@@ -11,7 +11,6 @@ import signal
 import struct
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -98,7 +97,9 @@ def _download(place: Path) -> None:
         return done.stdout
 
     def fetch() -> None:
-        found = [line.split()[-1] for line in output("apt-cache", "depends", PACKAGE).splitlines() if "Depends:" in line]
+        found = [
+            line.split()[-1] for line in output("apt-cache", "depends", PACKAGE).splitlines() if "Depends:" in line
+        ]
         images = [name for name in found if name.startswith("linux-image-")]
         if not images:
             raise Unavailable(f"no kernel: the package {PACKAGE} of Debian is not to be had here")

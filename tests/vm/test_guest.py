@@ -9,14 +9,19 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-import machine
 import pytest
 from servers import ROOT
+from vm import machine
 
 GUEST = "tests/vm/guest"
 # One boot for each: how it is booted, and what is run in it.
 BOOTS = {
-    "plain": (f"{GUEST}/test_limits.py", f"{GUEST}/test_disks.py", f"{GUEST}/test_hogs.py", "tests/e2e/test_main_job.py"),
+    "plain": (
+        f"{GUEST}/test_limits.py",
+        f"{GUEST}/test_disks.py",
+        f"{GUEST}/test_hogs.py",
+        "tests/e2e/test_main_job.py",
+    ),
     "systemd": (f"{GUEST}/test_systemd.py",),
 }
 TIMEOUT_S = 400.0

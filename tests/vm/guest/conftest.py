@@ -6,14 +6,7 @@ from pathlib import Path
 
 import pytest
 from driver import Helper
-
-WHOLE, PARTITION = Path("/vm-whole"), Path("/vm-partition")
-POLICY = f"""
-[profile.host]
-writable = ["{WHOLE}:/mnt"]
-[profile.partition]
-writable = ["{PARTITION}:/mnt"]
-"""
+from vm.guest.common import PARTITION, POLICY, WHOLE
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +21,7 @@ def disks() -> None:
 
 @pytest.fixture(scope="session")
 def limits_policy(disks: None, place: Path) -> Path:
-    """The built-in policy, every controller needed; the root is an overlay, so the disks are those of the binds."""
+    """The built-in policy, every controller needed; jobs may write to a disk."""
     path = place / "limits.toml"
     path.write_text(POLICY)
     return path
