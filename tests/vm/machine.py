@@ -163,7 +163,7 @@ def _file_server(work: Path) -> list[str]:
     apart = [path for path in ("/usr", "/var", str(ROOT)) if os.stat(path).st_dev != os.stat("/").st_dev]
     binds = [f"mount --bind {path} {root}{path} && mount -o remount,bind,ro {root}{path}" for path in ("/", *apart)]
     program = next(path for path in VIRTIOFSD if os.path.exists(path))
-    options = f"-o source={root} -o cache=always -o sandbox=chroot -o xattr --thread-pool-size=0 --rlimit-nofile=20000"
+    options = f"-o source={root} -o cache=always -o sandbox=chroot -o xattr --thread-pool-size=0 --rlimit-nofile=200000"
     script = " && ".join([*binds, f"exec {program} --socket-path={work}/files {options}"])
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
 
