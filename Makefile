@@ -20,6 +20,12 @@ SUDOERS := /etc/sudoers.d/telehandler
 # Further names and addresses of the server, for its certificate: make certs CERT_HOSTS="build.example 10.0.0.7"
 CERT_HOSTS :=
 
+# What tests/vm boots a machine with, and the kernel that it keeps. Only Debian has that kernel; virtiofsd is a
+# package of its own from Debian 13 on.
+VM_PACKAGES := $(if $(shell grep -sx ID=debian /etc/os-release),qemu-system-x86 busybox-static kmod systemd \
+    $(shell apt-cache --names-only search '^virtiofsd$$' 2>/dev/null | cut -d' ' -f1))
+VM_CACHE := /var/cache/telehandler-vm
+
 PROTO := proto/telehandler/v1/telehandler.proto
 
 .PHONY: help
@@ -49,9 +55,16 @@ run: build certs  ## set up, start a server, run a job, stop another, say what h
 	contrib/demo.sh
 
 .PHONY: test
-test: build lint  ## everything: lint, then all tests
-	contrib/apt-packages.sh sudo gcc libc6-dev git make curl tar
+test: build lint test-packages  ## everything: lint, then all tests
 	$(PYTHON) -m pytest
+
+.PHONY: test-vm
+test-vm: build test-packages  ## limits in full, in a virtual machine with pure cgroup v2
+	$(PYTHON) -m pytest tests/vm
+
+.PHONY: test-packages
+test-packages:
+	contrib/apt-packages.sh sudo gcc libc6-dev git make curl tar $(VM_PACKAGES)
 
 .PHONY: lint
 lint: build  ## ruff and mypy --strict
@@ -92,6 +105,7 @@ uninstall:  ## removes every trace of the install targets, the policy and the gr
 	$(SUDO) rm -rf $(LIBDIR) $(CONFDIR) $(SUDOERS)
 
 .PHONY: clean
-clean:  ## removes what was built here; ssl/ stays
+clean:  ## removes what was built here and the kernel of tests/vm; ssl/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	test ! -e $(VM_CACHE) || $(SUDO) rm -rf $(VM_CACHE)

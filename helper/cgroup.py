@@ -110,6 +110,13 @@ class Base:
     def _enable(self) -> set[str]:
         """Turns on every controller of ours that the root has; the ones that ended up on."""
         root_fd = os.open(self.root, _OPEN_DIR)
+        # A subtree delegated with us in it: controllers go on only once a leaf has its processes, all that it has.
+        if os.path.exists(f"{self.root}/cgroup.type") and str(os.getpid()) in read(root_fd, "cgroup.procs").split():
+            os.makedirs(f"{self.root}/main", exist_ok=True)
+            # Three times: what a process bore before it was moved is found the next time.
+            for pid in (pid for _ in range(3) for pid in read(root_fd, "cgroup.procs").split()):
+                with suppress(OSError):  # it has just ended, or is not ours to see
+                    write(root_fd, "main/cgroup.procs", pid)
         for controller in CONTROLLERS:
             with suppress(OSError):  # stays off: a job that needs it is refused
                 for fd in (root_fd, self.fd):

@@ -88,7 +88,7 @@ class Monitor:
     # The loop
 
     def run(self) -> None:
-        """Serves until EOF, SIGTERM or SHUTDOWN. Raises WireError at a violation. Ends every job."""
+        """Serves until EOF, SIGTERM or SHUTDOWN, then ends every job. Raises WireError at a violation."""
         try:
             while self.state is not State.ENDING:
                 # A peer that does not read its replies is not read from; jobs are reaped all the same.
@@ -96,7 +96,11 @@ class Monitor:
                 self.poll.modify(self.sock.fileno(), read | (select.POLLOUT if self.queue else 0))
                 self._turn(_TICK_MS)
         finally:
-            self._end_all()
+            # The whole tree at once, by nothing of the table: a fault may be what ended us.
+            cgroup.kill(self.base.fd)
+            deadline = time.monotonic() + _END_DEADLINE_S
+            while not cgroup.remove(self.base.path) and time.monotonic() < deadline:
+                time.sleep(0.01)
 
     def _turn(self, timeout_ms: int) -> None:
         for fd, event in self.poll.poll(timeout_ms):
@@ -124,14 +128,6 @@ class Monitor:
 
     def _end(self) -> None:
         self.state = State.ENDING
-
-    def _end_all(self) -> None:
-        """Kills every job, waits for the kernel to end it, removes every cgroup."""
-        # The whole tree at once, by nothing of the table: a fault may be what ended us.
-        cgroup.kill(self.base.fd)
-        deadline = time.monotonic() + _END_DEADLINE_S
-        while not cgroup.remove(self.base.path) and time.monotonic() < deadline:
-            time.sleep(0.01)
 
     # Messages
 

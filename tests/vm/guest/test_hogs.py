@@ -1,0 +1,64 @@
+"""Hogs of every kind hurt no one: another job's stream stays whole and goes on, and every hog can be killed."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from driver import Helper, Job, read_line
+from vm.guest.common import MIB, cgroup_file, end, figure
+
+LINES = 150
+# A line, then a wait of 20 ms without a process: nobody writes to the fifo.
+STREAM = "mkfifo /tmp/f; exec 3<>/tmp/f; i=0; while :; do echo $((i += 1)); read -t 0.02 -u 3; done"
+# What a hog leaves to the others of the pace the stream has alone.
+LEAST_PACE = 0.4
+# Above memory.high, where the kernel reclaims all the time, and below memory.max, where it would end.
+MEMORY = "m = []\nwhile len(m) < 104: m.append(bytearray(1 << 20))\nwhile True: m[0] = bytes(m[-1])"
+HOGS = {
+    "fork bomb": (["bash", "-c", "bomb() { bomb | bomb & }; bomb; sleep 1000"], {"pids": 100}),
+    "memory": (["python3", "-ISc", MEMORY], {"memory_bytes": 128 * MIB}),
+    "processor": (["sh", "-c", "for i in 1 2 3 4 5 6 7 8; do while :; do :; done & done; wait"], {}),
+    "disk": (["sh", "-c", "while :; do dd if=/dev/zero of=/mnt/hog bs=1M count=32 conv=fsync; done"], {}),
+    "output": (["yes"], {}),
+}
+
+
+@pytest.fixture
+def stream(helper: Helper) -> Iterator[Job]:
+    job = helper.start("bash", "-c", STREAM)
+    yield job
+    end(helper, job)
+
+
+def _seconds(stream: Job, first: int) -> float:
+    """The time that LINES lines take; `first` is the first one's number, and none may be missing."""
+    began = time.monotonic()
+    for number in range(first, first + LINES):
+        assert read_line(stream.stdout) == b"%d\n" % number
+    return time.monotonic() - began
+
+
+def _is_at_work(kind: str, job: Job) -> bool:
+    """Whether the hog is what its name says; for most, whether it has met its limit."""
+    found: dict[str, Callable[[], bool]] = {
+        "fork bomb": lambda: figure(job, "pids.events", "max") > 0,
+        "memory": lambda: figure(job, "memory.events", "high") > 0,
+        "processor": lambda: figure(job, "cpu.stat", "usage_usec") > 500_000,
+        "disk": lambda: "wbytes=" in cgroup_file(job, "io.stat"),
+        "output": lambda: True,
+    }
+    return found[kind]()
+
+
+@pytest.mark.parametrize("kind", [*HOGS, "all together"])
+def test_another_jobs_stream_goes_on(helper: Helper, stream: Job, kind: str) -> None:
+    alone = _seconds(stream, 1)
+    kinds = list(HOGS) if kind == "all together" else [kind]
+    hogs = {name: helper.start(*HOGS[name][0], **HOGS[name][1]) for name in kinds}
+    with_hogs = _seconds(stream, LINES + 1)
+    assert alone / with_hogs >= LEAST_PACE
+    assert helper.run("echo", "a new job").stdout == b"a new job\n"
+    for name, job in hogs.items():
+        assert _is_at_work(name, job)
+        assert end(helper, job)["killed"] == 1
+    assert len(list(helper.cgroup.glob("job-*"))) == 1
