@@ -69,7 +69,7 @@ def run(command: str, *, systemd: bool = False, timeout_s: float = 300, memory_m
             late = f"not done after {timeout_s:.0f} s: "
         texts = {name: _read(work / name) for name in (*_PORTS, "log", "console")}
         if late or not texts["status"].strip():
-            said = "".join(f"\n--- {name}\n{texts[name][-3000:]}" for name in ("log", "console", "output"))
+            said = "".join(f"\n--- {name}\n{texts[name][-9000:]}" for name in ("log", "console", "output"))
             raise RuntimeError(f"{late}the virtual machine ended without a result{said}")
         return Result(int(texts["status"]), texts["output"], texts["report"])
 
