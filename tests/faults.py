@@ -50,6 +50,7 @@ class Tracer:
         self.pids = {helper.process.pid: "helper"}
         self.calls: dict[str, list[str]] = {}
         self.failing: tuple[str, int, int] | None = None
+        self.born: list[str] = []  # the cgroup of each child before its first instruction
         self.failed = ""  # the call that was failed
         self._mode, self._pending = _CONT, 0
         _ptrace(_SEIZE, helper.process.pid, 0, _OPTIONS)
@@ -99,6 +100,7 @@ class Tracer:
         event, number = status >> 16, os.WSTOPSIG(status)
         if pid not in self.pids:
             self.pids[pid] = ROLES[min(len(self.pids), 2)]
+            self.born.append(Path(f"/proc/{pid}/cgroup").read_text().splitlines()[-1])
         if event == _EVENT_EXEC:
             del self.pids[pid]
             _ptrace(_DETACH, pid)
