@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from driver import ENV, TAG, VIOLATION, Helper, Job, read_both
 from faults import ROLES, Tracer
-from servers import alive
+from servers import alive, wait_until
 
 from helper import wire
 from helper.wire import Type
@@ -91,7 +91,8 @@ class Ground:
         assert (self.helper.process.returncode, said.count("\n")) == (VIOLATION, 1), (failing, said)
         assert "Traceback" not in said
         assert not self.helper.cgroup.exists(), (failing, said)
-        assert not [pid for pid in self.tracer.pids if alive(pid)], failing
+        # Out of the cgroup already; a moment later they are no processes either.
+        wait_until(f"all have ended after {failing}", lambda: not [pid for pid in self.tracer.pids if alive(pid)])
 
     def close(self) -> None:
         if not self.tracer.ended():
