@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from driver import Helper
-from servers import DEADLINE_S
+from servers import DEADLINE_S, alive
 
 _SEIZE, _INTERRUPT, _SYSCALL_INFO, _CONT, _DETACH, _SYSCALL, _POKEUSER = 0x4206, 0x4207, 0x420E, 7, 17, 24, 6
 _OPTIONS = 1 | 2 | 8 | 16  # TRACESYSGOOD, TRACEFORK, TRACECLONE, TRACEEXEC
@@ -72,6 +72,13 @@ class Tracer:
 
     def until_ended(self) -> None:
         self._until(lambda: False)
+
+    def all_gone(self) -> bool:
+        """Once the helper has ended. Each of the others must be waited for, or an init waits for it."""
+        with suppress(ChildProcessError):
+            while self._turn():
+                pass
+        return not [pid for pid in self.pids if alive(pid)]
 
     def _until(self, reached: Callable[[], bool]) -> bool:
         end = time.monotonic() + DEADLINE_S
