@@ -66,6 +66,12 @@ test-vm: build test-packages  ## limits in full, in a virtual machine with pure 
 test-packages:
 	contrib/apt-packages.sh sudo gcc libc6-dev git make curl tar $(VM_PACKAGES)
 
+FUZZ_SECONDS := 300
+
+.PHONY: fuzz
+fuzz: build  ## a long run of tests/fuzz: make fuzz FUZZ_SECONDS=3600
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) -m pytest tests/fuzz
+
 .PHONY: lint
 lint: build  ## ruff and mypy --strict
 	$(VENV)/bin/ruff check .

@@ -60,7 +60,7 @@ class _Source:
         self.path, self.text = path, text
         try:
             self.tables = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise SetupError(f"{path}: {error}") from None
 
     def error(self, key: str, wanted: str) -> SetupError:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from driver import Helper
-from servers import DEADLINE_S
+from servers import DEADLINE_S, alive
 
 _SEIZE, _INTERRUPT, _SYSCALL_INFO, _CONT, _DETACH, _SYSCALL, _POKEUSER = 0x4206, 0x4207, 0x420E, 7, 17, 24, 6
 _OPTIONS = 1 | 2 | 8 | 16  # TRACESYSGOOD, TRACEFORK, TRACECLONE, TRACEEXEC
@@ -50,6 +50,7 @@ class Tracer:
         self.pids = {helper.process.pid: "helper"}
         self.calls: dict[str, list[str]] = {}
         self.failing: tuple[str, int, int] | None = None
+        self.born: list[str] = []  # the cgroup of each child before its first instruction
         self.failed = ""  # the call that was failed
         self._mode, self._pending = _CONT, 0
         _ptrace(_SEIZE, helper.process.pid, 0, _OPTIONS)
@@ -71,6 +72,13 @@ class Tracer:
 
     def until_ended(self) -> None:
         self._until(lambda: False)
+
+    def all_gone(self) -> bool:
+        """Once the helper has ended. Each of the others must be waited for, or an init waits for it."""
+        with suppress(ChildProcessError):
+            while self._turn():
+                pass
+        return not [pid for pid in self.pids if alive(pid)]
 
     def _until(self, reached: Callable[[], bool]) -> bool:
         end = time.monotonic() + DEADLINE_S
@@ -99,6 +107,7 @@ class Tracer:
         event, number = status >> 16, os.WSTOPSIG(status)
         if pid not in self.pids:
             self.pids[pid] = ROLES[min(len(self.pids), 2)]
+            self.born.append(Path(f"/proc/{pid}/cgroup").read_text().splitlines()[-1])
         if event == _EVENT_EXEC:
             del self.pids[pid]
             _ptrace(_DETACH, pid)

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 from driver import Helper, read_line
 from servers import (
-    CONTROLLERS,
     alive,
     missing_controllers,
     our_cgroups,
@@ -22,7 +20,6 @@ from servers import (
     write_policy,
 )
 
-from helper import wire
 from helper.monitor import _GRACE_S as GRACE_S
 from helper.wire import Stage, Type
 
@@ -122,7 +119,7 @@ def test_sigterm_reaches_the_main_process_and_sigint_its_group(policy: Path) -> 
         job = helper.start("bash", "-c", script)
         assert read_line(job.stdout) == b"up\n"
         helper.ask(Type.SIGNAL, handle=job.handle, signal=signal.SIGINT)
-        assert read_line(job.stdout) == b"shell INT\n"
+        assert {read_line(job.stdout), read_line(job.stdout)} == {b"shell INT\n", b"child INT\n"}
         helper.ask(Type.SIGNAL, handle=job.handle, signal=signal.SIGTERM)
         ended = helper.finish(job)
         assert ended.stdout.endswith(b"got TERM\n")
@@ -175,49 +172,6 @@ def test_a_small_range_of_uids_is_used_again_but_never_shared(place: Path) -> No
             job = helper.start("true")
             assert job.uid in {70000, 70001, 70002} - {lasting.uid}
             helper.finish(job)
-
-
-def test_capacity(place: Path) -> None:
-    with Helper(write_policy(place, "two", policy_text("max_jobs = 2\n"))) as helper:
-        assert helper.welcome["max_jobs"] == 2
-        jobs = [helper.start("sleep", "100") for _ in range(2)]
-        stage, number, text = helper.refused("true")
-        assert (stage, number) == (Stage.CAPACITY, errno.EAGAIN)
-        assert "2 jobs" in text
-        helper.ask(Type.KILL, handle=jobs[0].handle)
-        helper.finish(jobs[0])
-        assert helper.run("true").facts["exit_code"] == 0
-    with Helper(write_policy(place, "slow", policy_text("starts_per_second = 2\n"))) as helper:
-        stages = [helper.ask_start("true")[0].type for _ in range(3)]
-        assert stages == [Type.STARTED, Type.STARTED, Type.ERROR]
-
-
-def test_limits_over_the_policys_maximum_are_refused(place: Path) -> None:
-    text = policy_text("[limits.maximum]\nopen_files = 2000\n")
-    with Helper(write_policy(place, "limits", text)) as helper:
-        stage, number, message = helper.refused("true", open_files=2001)
-        assert (stage, number) == (Stage.LIMIT, errno.EINVAL)
-        assert "open_files is over 2000" in message
-        assert helper.run("sh", "-c", "ulimit -Hn; ulimit -Sn", open_files=77).stdout == b"77\n77\n"
-        assert helper.run("sh", "-c", "ulimit -Hn").stdout == b"1024\n"
-
-
-def test_a_missing_controller_is_named_unless_the_policy_allows_it(place: Path) -> None:
-    missing = missing_controllers()
-    if not missing:
-        pytest.skip("this machine has every controller: the VM of tests/vm has them too; nothing to refuse")
-    strict = write_policy(place, "strict", "")
-    with Helper(strict) as helper:
-        assert [name.decode() for name in helper.welcome["missing_controllers"]] == missing
-        stage, number, text = helper.refused("true")
-        assert (stage, number) == (Stage.LIMIT, errno.EOPNOTSUPP)
-        assert f"the cgroup controller {missing[0]} is not available" in text
-        assert "allow_missing_controllers" in text
-    if len(missing) > 1:
-        partly = write_policy(place, "partly", f"allow_missing_controllers = {missing[:1]!r}")
-        with Helper(partly) as helper:
-            assert f"the cgroup controller {missing[1]} " in helper.refused("true")[2]
-    assert set(missing) <= set(CONTROLLERS)
 
 
 @pytest.mark.parametrize("how", ["eof", "term"])
@@ -287,30 +241,6 @@ def _does_not_start(policy: Path, **options: Any) -> str:
     assert "Traceback" not in said
     assert said.count("\n") == 1
     return said
-
-
-def test_a_policy_that_others_can_write_is_refused(place: Path) -> None:
-    path = write_policy(place, "open", "")
-    path.chmod(0o666)
-    assert "is not root's alone" in _does_not_start(path)
-    path.chmod(0o644)
-    os.chown(path, 65534, 65534)
-    assert "is not root's alone" in _does_not_start(path)
-    directory = place / "open"
-    directory.mkdir(mode=0o777)
-    directory.chmod(0o777)
-    assert "is not root's alone" in _does_not_start(write_policy(directory, "inside", ""))
-    assert "cannot be read" in _does_not_start(place / "none.toml")
-
-
-def test_it_starts_only_with_a_socket_and_as_root(policy: Path) -> None:
-    command = ["/usr/bin/python3", "-I", "-S", str(Path(wire.__file__).parent)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (125, "")
-    assert "stdin is not a socket" in done.stderr
-    done = subprocess.run([*command, "--bogus"], capture_output=True, text=True, check=False)
-    assert done.returncode == 125
-    assert "usage" in done.stderr
 
 
 def test_nothing_is_left_when_all_is_done() -> None:

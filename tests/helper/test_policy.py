@@ -36,6 +36,7 @@ from helper import policy
         ("max_jobs = 1\nmax_jobs = 2\n", "Cannot overwrite a value (at line 2"),
         ("[profile.a]\n[profile.a]\n", "twice (at line 2"),
         ("[limits]\nsoft = 1\n", "line 2: limits.soft must be one of: default, maximum"),
+        (f"max_jobs = {'[' * 2000}", "maximum recursion depth exceeded"),
         ("[job_uids]\ncount = 10\n", "line 1: job_uids must be from 1000"),
     ],
 )
