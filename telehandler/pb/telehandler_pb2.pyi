@@ -31,6 +31,13 @@ class JobReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     JOB_REASON_TIMEOUT: _ClassVar[JobReason]
     JOB_REASON_PIDS: _ClassVar[JobReason]
 
+class LogPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOG_POLICY_UNSPECIFIED: _ClassVar[LogPolicy]
+    LOG_POLICY_BLOCK: _ClassVar[LogPolicy]
+    LOG_POLICY_DROP_OLDEST: _ClassVar[LogPolicy]
+    LOG_POLICY_KILL: _ClassVar[LogPolicy]
+
 class OutputStream(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     OUTPUT_STREAM_UNSPECIFIED: _ClassVar[OutputStream]
@@ -49,6 +56,10 @@ JOB_REASON_STOPPED: JobReason
 JOB_REASON_LOST: JobReason
 JOB_REASON_TIMEOUT: JobReason
 JOB_REASON_PIDS: JobReason
+LOG_POLICY_UNSPECIFIED: LogPolicy
+LOG_POLICY_BLOCK: LogPolicy
+LOG_POLICY_DROP_OLDEST: LogPolicy
+LOG_POLICY_KILL: LogPolicy
 OUTPUT_STREAM_UNSPECIFIED: OutputStream
 OUTPUT_STREAM_STDOUT: OutputStream
 OUTPUT_STREAM_STDERR: OutputStream
@@ -80,7 +91,7 @@ class Limits(_message.Message):
     def __init__(self, cpu_millis: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_high_bytes: _Optional[int] = ..., pids: _Optional[int] = ..., read_bps: _Optional[int] = ..., write_bps: _Optional[int] = ..., read_iops: _Optional[int] = ..., write_iops: _Optional[int] = ..., file_bytes: _Optional[int] = ..., open_files: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class StartJobRequest(_message.Message):
-    __slots__ = ("parent", "command", "args", "argv", "env", "working_directory", "limits", "profile", "validate_only")
+    __slots__ = ("parent", "command", "args", "argv", "env", "working_directory", "limits", "profile", "validate_only", "log_max_bytes", "log_policy")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +108,8 @@ class StartJobRequest(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    LOG_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOG_POLICY_FIELD_NUMBER: _ClassVar[int]
     parent: str
     command: str
     args: _containers.RepeatedScalarFieldContainer[str]
@@ -106,7 +119,9 @@ class StartJobRequest(_message.Message):
     limits: Limits
     profile: str
     validate_only: bool
-    def __init__(self, parent: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., argv: _Optional[_Iterable[bytes]] = ..., env: _Optional[_Mapping[str, bytes]] = ..., working_directory: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., profile: _Optional[str] = ..., validate_only: _Optional[bool] = ...) -> None: ...
+    log_max_bytes: int
+    log_policy: LogPolicy
+    def __init__(self, parent: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., argv: _Optional[_Iterable[bytes]] = ..., env: _Optional[_Mapping[str, bytes]] = ..., working_directory: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., profile: _Optional[str] = ..., validate_only: _Optional[bool] = ..., log_max_bytes: _Optional[int] = ..., log_policy: _Optional[_Union[LogPolicy, str]] = ...) -> None: ...
 
 class JobResponse(_message.Message):
     __slots__ = ("name", "uid", "state", "sandbox")
@@ -131,10 +146,40 @@ class StopJobRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., signal: _Optional[int] = ..., grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class GetJobStatusRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "wait")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    wait: bool
+    def __init__(self, name: _Optional[str] = ..., wait: _Optional[bool] = ...) -> None: ...
+
+class ListJobsRequest(_message.Message):
+    __slots__ = ("parent", "page_size", "page_token", "states")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    parent: str
+    page_size: int
+    page_token: str
+    states: _containers.RepeatedScalarFieldContainer[JobState]
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., states: _Optional[_Iterable[_Union[JobState, str]]] = ...) -> None: ...
+
+class ListJobsResponse(_message.Message):
+    __slots__ = ("jobs", "next_page_token")
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[JobStatus]
+    next_page_token: str
+    def __init__(self, jobs: _Optional[_Iterable[_Union[JobStatus, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class DeleteJobRequest(_message.Message):
+    __slots__ = ("name", "force")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    force: bool
+    def __init__(self, name: _Optional[str] = ..., force: _Optional[bool] = ...) -> None: ...
 
 class SignalJobRequest(_message.Message):
     __slots__ = ("name", "signal")
@@ -145,7 +190,7 @@ class SignalJobRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., signal: _Optional[int] = ...) -> None: ...
 
 class JobStatus(_message.Message):
-    __slots__ = ("name", "state", "start_time", "end_time", "exit_code", "owner", "argv", "reason", "signal", "stdout_bytes", "stderr_bytes", "job_uid", "cpu_usec", "memory_peak_bytes")
+    __slots__ = ("name", "state", "start_time", "end_time", "exit_code", "owner", "argv", "reason", "signal", "stdout_bytes", "stderr_bytes", "job_uid", "cpu_usec", "memory_peak_bytes", "stdout_sha256", "stderr_sha256", "dropped_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +205,9 @@ class JobStatus(_message.Message):
     JOB_UID_FIELD_NUMBER: _ClassVar[int]
     CPU_USEC_FIELD_NUMBER: _ClassVar[int]
     MEMORY_PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STDOUT_SHA256_FIELD_NUMBER: _ClassVar[int]
+    STDERR_SHA256_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: JobState
     start_time: _timestamp_pb2.Timestamp
@@ -174,26 +222,45 @@ class JobStatus(_message.Message):
     job_uid: int
     cpu_usec: int
     memory_peak_bytes: int
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit_code: _Optional[int] = ..., owner: _Optional[str] = ..., argv: _Optional[_Iterable[bytes]] = ..., reason: _Optional[_Union[JobReason, str]] = ..., signal: _Optional[int] = ..., stdout_bytes: _Optional[int] = ..., stderr_bytes: _Optional[int] = ..., job_uid: _Optional[int] = ..., cpu_usec: _Optional[int] = ..., memory_peak_bytes: _Optional[int] = ...) -> None: ...
+    stdout_sha256: bytes
+    stderr_sha256: bytes
+    dropped_bytes: int
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit_code: _Optional[int] = ..., owner: _Optional[str] = ..., argv: _Optional[_Iterable[bytes]] = ..., reason: _Optional[_Union[JobReason, str]] = ..., signal: _Optional[int] = ..., stdout_bytes: _Optional[int] = ..., stderr_bytes: _Optional[int] = ..., job_uid: _Optional[int] = ..., cpu_usec: _Optional[int] = ..., memory_peak_bytes: _Optional[int] = ..., stdout_sha256: _Optional[bytes] = ..., stderr_sha256: _Optional[bytes] = ..., dropped_bytes: _Optional[int] = ...) -> None: ...
 
 class WatchJobOutputRequest(_message.Message):
-    __slots__ = ("name", "offset", "no_follow")
+    __slots__ = ("name", "offset", "no_follow", "tail_lines", "since", "until", "stream", "accept_zstd")
     NAME_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     NO_FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    TAIL_LINES_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_ZSTD_FIELD_NUMBER: _ClassVar[int]
     name: str
     offset: int
     no_follow: bool
-    def __init__(self, name: _Optional[str] = ..., offset: _Optional[int] = ..., no_follow: _Optional[bool] = ...) -> None: ...
+    tail_lines: int
+    since: _timestamp_pb2.Timestamp
+    until: _timestamp_pb2.Timestamp
+    stream: OutputStream
+    accept_zstd: bool
+    def __init__(self, name: _Optional[str] = ..., offset: _Optional[int] = ..., no_follow: _Optional[bool] = ..., tail_lines: _Optional[int] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., stream: _Optional[_Union[OutputStream, str]] = ..., accept_zstd: _Optional[bool] = ...) -> None: ...
 
 class JobOutput(_message.Message):
-    __slots__ = ("data", "stream", "offset", "time")
+    __slots__ = ("data", "stream", "offset", "time", "zstd", "length", "gap_bytes")
     DATA_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
+    ZSTD_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    GAP_BYTES_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     stream: OutputStream
     offset: int
     time: _timestamp_pb2.Timestamp
-    def __init__(self, data: _Optional[bytes] = ..., stream: _Optional[_Union[OutputStream, str]] = ..., offset: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    zstd: bytes
+    length: int
+    gap_bytes: int
+    def __init__(self, data: _Optional[bytes] = ..., stream: _Optional[_Union[OutputStream, str]] = ..., offset: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., zstd: _Optional[bytes] = ..., length: _Optional[int] = ..., gap_bytes: _Optional[int] = ...) -> None: ...
