@@ -98,11 +98,12 @@ class JobLog:
         now = time.time_ns()
         offset, began, last_stream = self._last
         fresh = last_stream != stream or now - began > _SAME_SEGMENT_NS or self.size - offset >= CHUNK_BYTES
-        if not self._count or (fresh and offset < self.size):
-            self._count += 1
-        if fresh:  # a record without bytes is written over
-            self._last = (self.size, now, stream)
-            os.pwrite(self._index_fd, _RECORD.pack(*self._last), (self._count - 1) * _RECORD.size)
+        if fresh or not self._count:
+            # A record without bytes is written over. Written before it is counted: another thread may read on.
+            last = (self.size, now, stream)
+            total = self._count + (not self._count or offset < self.size)
+            os.pwrite(self._index_fd, _RECORD.pack(*last), (total - 1) * _RECORD.size)
+            self._last, self._count = last, total
         moved = os.splice(pipe_fd, self._spool_fd, room, offset_dst=self.size)
         if moved:
             self.size += moved
