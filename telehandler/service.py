@@ -1,10 +1,11 @@
 """The RPCs: requests checked and authorised, jobs called, answers made. One handler for each RPC."""
 
+import signal
 import sys
 import traceback
 import uuid as uuids
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from helper.wire import LIMITS, MAX_COUNT, MAX_SIGNAL, MAX_STRING, Stage
 from telehandler import jobs as core
+from telehandler import pages
 from telehandler.auth import AuthError, Caller, caller_of
 from telehandler.bounds import MAX_CALLS_PER_USER
 from telehandler.errors import HelperRefused, TelehandlerError
@@ -54,6 +56,8 @@ class Service:
         unary: dict[str, tuple[Any, Callable[[Any, Caller, Context], Awaitable[Any]]]] = {
             "StartJob": (pb.StartJobRequest, self.start_job),
             "StopJob": (pb.StopJobRequest, self.stop_job),
+            "ListJobs": (pb.ListJobsRequest, self.list_jobs),
+            "DeleteJob": (pb.DeleteJobRequest, self.delete_job),
             "GetJobStatus": (pb.GetJobStatusRequest, self.get_job_status),
             "SignalJob": (pb.SignalJobRequest, self.signal_job),
         }
@@ -97,8 +101,34 @@ class Service:
         await self._jobs.stop(job, number, grace)
         return Empty()
 
+    async def list_jobs(self, request: pb.ListJobsRequest, caller: Caller, context: Context) -> pb.ListJobsResponse:
+        query = pages.Query(_owner(request.parent, caller), _states(request.states))
+        if request.page_size < 0:
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the page size must not be negative")
+        size = min(request.page_size or pages.DEFAULT_PAGE_SIZE, pages.MAX_PAGE_SIZE)
+        try:
+            after = pages.unpack(query, request.page_token) if request.page_token else None
+        except ValueError:
+            text = "the page token is of no page before of the same list: begin without one"
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text) from None
+        jobs, more = self._jobs.list_jobs(query.owner, query.states, after, size)
+        token = pages.pack(query, jobs[-1].record.place) if more else ""
+        return pb.ListJobsResponse(jobs=[_status(job) for job in jobs], next_page_token=token)
+
+    async def delete_job(self, request: pb.DeleteJobRequest, caller: Caller, context: Context) -> Empty:
+        job = self._find(request.name, caller)
+        if not job.ended.is_set():
+            if not request.force:
+                raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "the job is running: stop it first, or use force")
+            await self._jobs.stop(job, signal.SIGKILL, 0)
+        await self._jobs.delete(job)
+        return Empty()
+
     async def get_job_status(self, request: pb.GetJobStatusRequest, caller: Caller, context: Context) -> pb.JobStatus:
-        return _status(self._find(request.name, caller))
+        job = self._find(request.name, caller)
+        if request.wait:
+            await job.ended.wait()
+        return _status(job)
 
     async def signal_job(self, request: pb.SignalJobRequest, caller: Caller, context: Context) -> Empty:
         job = self._find(request.name, caller)
@@ -227,6 +257,28 @@ def _request(request: pb.StartJobRequest, owner: str) -> Request:
     return Request(owner, argv, env, cwd, limits, request.profile)
 
 
+def _owner(parent: str, caller: Caller) -> str | None:
+    """Whose jobs are to be listed; None: everybody's."""
+    user = parent.removeprefix("users/")
+    if parent and (user == parent or not user or "/" in user):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the parent must be users/{user}, users/-, or empty")
+    if not parent:
+        return caller.name
+    if user == "-" and caller.admin:  # AIP-159
+        return None
+    if user == "-" or not caller.may_see(user):
+        raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "the jobs of others are for admins to list")
+    return user
+
+
+def _states(numbers: Iterable[int]) -> frozenset[State]:
+    try:
+        return frozenset(State(number) for number in numbers)
+    except ValueError:
+        text = f"states are: {', '.join(pb.JobState.Name(state) for state in State)}"
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text) from None
+
+
 def _signal(number: int) -> int:
     if not 1 <= number <= MAX_SIGNAL:
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"a signal is a number from 1 to {MAX_SIGNAL}")
@@ -263,6 +315,9 @@ def _status(job: Job) -> pb.JobStatus:
         job_uid=record.job_uid,
         cpu_usec=record.cpu_usec,
         memory_peak_bytes=record.memory_peak_bytes,
+        stdout_sha256=bytes.fromhex(record.stdout_sha256),
+        stderr_sha256=bytes.fromhex(record.stderr_sha256),
+        dropped_bytes=record.dropped_bytes,
     )
     if job.log:
         status.stdout_bytes, status.stderr_bytes = job.log.sizes.values()
