@@ -78,8 +78,11 @@ class Client:
 
         self._call("SignalJob", pb.SignalJobRequest(name=name, signal=signal), bytes)
 
-    def list_jobs(self, parent: str, states: "Collection[pb.JobState]", limit: int | None) -> Iterator["pb.JobStatus"]:
-        """At most `limit` jobs, the newest first, page by page; None: all. An empty `parent`: the caller's own."""
+    def list_jobs(self, parent: str, states: Collection[str], limit: int | None) -> Iterator["pb.JobStatus"]:
+        """At most `limit` jobs, the newest first, page by page; None: all.
+
+        An empty `parent`: the caller's own. `states` are names of JobState; none: all.
+        """
         from telehandler.pb import telehandler_pb2 as pb
 
         token = ""

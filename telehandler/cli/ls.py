@@ -44,11 +44,9 @@ def command(
     if quiet and output != "text":
         raise click.UsageError("-q goes without -o", context)
     client = jobname.connect(options.settings(given))
-    from telehandler.pb import telehandler_pb2 as pb
-
-    numbers = [pb.JobState.Value(f"JOB_STATE_{name.upper()}") for name in states]
+    names = [f"JOB_STATE_{name.upper()}" for name in states]
     # One more than is shown tells whether there are more.
-    listed = client.list_jobs(_EVERYBODY if everybody else "", numbers, limit + 1)
+    listed = client.list_jobs(_EVERYBODY if everybody else "", names, limit + 1)
     jobs = list(itertools.islice(listed, limit))
     more = next(listed, None) is not None
     if output == "json":

@@ -12,7 +12,7 @@ from telehandler import request as words
 @click.option("-c", "--cert", default="ssl/server.pem", show_default=True, metavar="FILE", help="The certificate.")
 @click.option("-k", "--key", default="ssl/server-key.pem", show_default=True, metavar="FILE", help="Its key.")
 @click.option("-r", "--root", default="ssl/root.pem", show_default=True, metavar="FILE", help="The clients' root.")
-@click.option("--admin", "admins", multiple=True, metavar="NAME", help="A user who may see and stop every job.")
+@click.option("--admin", "admins", multiple=True, metavar="NAME", help="A user who may see, stop and remove every job.")
 @click.option("--state-dir", metavar="DIR", help="Records and logs; default: /var/lib/telehandler as root, else XDG.")
 @click.option("--keep-age", metavar="TIME", help="Keep ended jobs for so long, such as 30d; default: no bound.")
 @click.option(
