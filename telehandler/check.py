@@ -112,11 +112,9 @@ async def _output(request: Request, jobs: Jobs) -> bytes:
     job = await jobs.start(request)
     log = jobs.open_log(job)
     await job.ended.wait()
-    outputs, offset = {Stream.STDOUT: b"", Stream.STDERR: b""}, 0
-    while offset < log.size:
-        chunk = log.read(offset)
-        outputs[chunk.stream] += chunk.data
-        offset += len(chunk.data)
+    outputs = {Stream.STDOUT: b"", Stream.STDERR: b""}
+    for segment in log.segments(0):
+        outputs[segment.stream] += log.bytes_at(segment.offset, segment.end - segment.offset)
     log.release()
     if job.record.exit_code:
         raise TelehandlerError(f"the probe failed: {outputs[Stream.STDERR].decode('utf-8', 'replace')[-300:]}")

@@ -8,12 +8,14 @@ import uuid as uuids
 from collections.abc import Collection, Coroutine
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from helper.wire import Stage
-from telehandler import states
+from telehandler import digest, states
 from telehandler.errors import HelperRefused, TelehandlerError
 from telehandler.link import HelperLink, LiveJob, Order
-from telehandler.log import JobLog, Pump
+from telehandler.log import NO_CAP, Cap, JobLog, LogFull, Stream
+from telehandler.pump import Pump
 from telehandler.records import Keep, Place, Record, Records
 from telehandler.retention import Retention
 from telehandler.states import Reason, State
@@ -38,6 +40,8 @@ class Request(NamedTuple):
     cwd: bytes  # empty: the server's own where the job may enter it, else /
     limits: dict[str, int]
     profile: str
+    log_cap: Cap = NO_CAP
+    log_kill: bool = False  # at the cap, if it does not drop the oldest; else the job waits
 
 
 class Job:
@@ -62,6 +66,7 @@ class Jobs:
         self._jobs: dict[str, Job] = {}  # running, by uuid
         self._exits: dict[int, asyncio.Future[dict[str, int] | None]] = {}  # EXITED by handle; None: lost
         self._tasks: set[asyncio.Task[None]] = set()
+        self._logs: WeakValueDictionary[str, JobLog] = WeakValueDictionary()  # of ended jobs, while they are watched
         link.on_exited = self._exited
         link.on_closed = self._lost
 
@@ -74,11 +79,11 @@ class Jobs:
             if record is None:  # the api before died between START and its record: nobody knows of it
                 record = Record(str(uuids.UUID(bytes=tag)), "", [])
                 await self._kill(live.handle)
-            log = self._new_log(record.uuid)
+            log = self._new_log(record)
             log.recount()
             self._track(Job(record, log), log, live)
         for record in recorded.values():
-            log = self._new_log(record.uuid)
+            log = self._new_log(record)
             log.recount()
             self._end(record, State.FAILED, Reason.LOST, log)
             log.release()
@@ -101,9 +106,12 @@ class Jobs:
                 raise
             live = await self._link.start(order._replace(cwd=b"/"))  # the server's own directory is hidden from jobs
         record = Record(str(uuid), request.owner, request.argv, start_ns=time.time_ns(), job_uid=live.uid)
+        if request.log_cap.max_bytes:
+            policy = "drop" if request.log_cap.drop_oldest else "kill" if request.log_kill else "block"
+            record.extra |= {"log_max_bytes": str(request.log_cap.max_bytes), "log_policy": policy}
         log = None
         try:
-            log = self._new_log(record.uuid)
+            log = self._new_log(record)
             self._records.save(record)
         except Exception:
             if log:
@@ -137,9 +145,10 @@ class Jobs:
 
     def open_log(self, job: Job) -> JobLog:
         """The log of a job, running or ended; the caller's to release."""
-        if job.log:
-            return job.log.retain()
-        log = self._new_log(job.record.uuid)
+        log = job.log or self._logs.get(job.record.uuid)
+        if log and not log.closed:
+            return log.retain()
+        log = self._logs[job.record.uuid] = self._new_log(job.record)
         log.finish()
         return log
 
@@ -175,8 +184,9 @@ class Jobs:
         env = [name + b"=" + value for name, value in (DEFAULT_ENV | request.env).items()]
         return Order(uuid.bytes, request.profile, request.cwd or self._cwd, request.argv, env, request.limits)
 
-    def _new_log(self, uuid: str) -> JobLog:
-        return JobLog(self._directory / uuid)
+    def _new_log(self, record: Record) -> JobLog:
+        cap = Cap(int(record.extra.get("log_max_bytes", 0)), record.extra.get("log_policy") == "drop")
+        return JobLog(self._directory / record.uuid, cap)
 
     async def _kill(self, handle: int) -> None:
         try:
@@ -197,20 +207,28 @@ class Jobs:
         task.add_done_callback(self._tasks.discard)
 
     def _log_failed(self, job: Job, error: OSError) -> None:
-        """A job whose output cannot be kept is ended, and its record says why: nothing is lost silently."""
-        job.record.extra["log_error"] = os.strerror(error.errno or errno.EIO)
-        self._spawn(self._kill(job.handle))
+        """A job whose output cannot be kept is ended, or waits for ever, and its record says why."""
+        job.record.extra["log_error"] = error.strerror or os.strerror(error.errno or errno.EIO)
+        if isinstance(error, LogFull) and job.record.extra["log_policy"] == "block":
+            self._records.save(job.record)
+        else:
+            self._spawn(self._kill(job.handle))
 
     async def _follow(self, job: Job, log: JobLog, pump: Pump) -> None:
         """A job's way to its end: the pipes to EOF first, so that its last bytes come before its end."""
         handle = job.handle
+        digests = asyncio.create_task(digest.follow(log, pump.hashed))
         facts = await self._exit(handle)
         await pump.drained()
+        if pump.discarded:  # nothing is lost silently
+            job.record.extra["log_error"] += f"; {pump.discarded} more bytes were not kept"
+        log.finish()
+        found = await digests
+        job.record.stdout_sha256, job.record.stderr_sha256 = found[Stream.STDOUT], found[Stream.STDERR]
         if facts:
             self._record_end(job, log, facts)
         else:
             self._end(job.record, State.FAILED, Reason.LOST, log)
-        log.finish()
         self._live.pop(handle, None)
         self._jobs.pop(job.record.uuid, None)
         job.log = None
@@ -255,6 +273,7 @@ class Jobs:
         record.state, record.reason, record.end_ns = state, reason, time.time_ns()
         if log:
             record.stdout_bytes, record.stderr_bytes = log.sizes.values()
+            record.dropped_bytes = log.floor
         if record.owner:
             self._records.save(record)
         if job := self._jobs.get(record.uuid):

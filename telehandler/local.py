@@ -13,7 +13,7 @@ from telehandler import helper_process, terminal
 from telehandler.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, HelperRefused
 from telehandler.jobs import Job, Jobs, Request
 from telehandler.link import HelperLink
-from telehandler.log import Stream
+from telehandler.log import CHUNK_BYTES, Stream
 from telehandler.records import Records
 
 _ENOENT, _ENOTDIR = 2, 20
@@ -64,10 +64,10 @@ async def _run(request: Request, jobs: Jobs) -> int:
     _pass_signals(jobs, job)
     log, offset = jobs.open_log(job), 0
     while await log.wait(offset):
-        chunk = log.read(offset)
+        chunk = log.run(offset, offset + CHUNK_BYTES)
         # Blocking: a reader that stops stops the job, through its pipe.
-        terminal.write(chunk.stream is Stream.STDERR, chunk.data)
-        offset += len(chunk.data)
+        terminal.write(chunk.stream is Stream.STDERR, log.bytes_at(offset, chunk.end - offset))
+        offset = chunk.end
     log.release()
     await job.ended.wait()
     await jobs.drain()

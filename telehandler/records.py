@@ -75,7 +75,7 @@ class Record:
     stderr_bytes: int = 0
     cpu_usec: int = 0
     memory_peak_bytes: int = 0
-    stdout_sha256: str = ""  # hex, of every byte the job wrote, once it has ended
+    stdout_sha256: str = ""  # hex, of every byte it wrote; empty: not known
     stderr_sha256: str = ""
     dropped_bytes: int = 0  # at the beginning, no longer kept
     extra: dict[str, str] = field(default_factory=dict)

@@ -1,25 +1,26 @@
 """The RPCs: requests checked and authorised, jobs called, answers made. One handler for each RPC."""
 
+import asyncio
 import signal
 import sys
 import traceback
 import uuid as uuids
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from helper.wire import LIMITS, MAX_COUNT, MAX_SIGNAL, MAX_STRING, Stage
 from telehandler import jobs as core
-from telehandler import pages
+from telehandler import pages, watch
 from telehandler.auth import AuthError, Caller, caller_of
-from telehandler.bounds import MAX_CALLS_PER_USER
+from telehandler.bounds import MAX_CALLS_PER_USER, MAX_TAIL_LINES
 from telehandler.errors import HelperRefused, TelehandlerError
 from telehandler.jobs import Job, Jobs, Request
+from telehandler.log import Cap, JobLog, Stream
 from telehandler.pb import telehandler_pb2 as pb
 from telehandler.states import State
 from telehandler.tls import TLS_VERSION
@@ -48,6 +49,7 @@ class Service:
     """Handlers by RPC name. A handler gets the caller; what has no handler is not served."""
 
     def __init__(self, jobs: Jobs, admins: frozenset[str]) -> None:
+        self._chunks = watch.Chunks()
         self._jobs, self._admins = jobs, admins
         self._calls: Counter[str] = Counter()  # under way, by user
 
@@ -63,15 +65,15 @@ class Service:
         }
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             name: grpc.unary_unary_rpc_method_handler(
-                self._unary(handler),
+                self._call(handler),
                 request_deserializer=message.FromString,
                 response_serializer=lambda answer: answer.SerializeToString(),
             )
             for name, (message, handler) in unary.items()
         }
-        # No serialiser: chunks are serialised by watch_job_output.
+        # No serialiser: chunks are serialised once for all watchers.
         methods["WatchJobOutput"] = grpc.unary_stream_rpc_method_handler(
-            self._watch, request_deserializer=pb.WatchJobOutputRequest.FromString
+            self._call(self.watch_job_output), request_deserializer=pb.WatchJobOutputRequest.FromString
         )
         original = {name: methods[name] for name in ("StartJob", "StopJob", "GetJobStatus", "WatchJobOutput")}
         return [
@@ -138,28 +140,19 @@ class Service:
         await self._jobs.signal(job, number)
         return Empty()
 
-    async def watch_job_output(
-        self, request: pb.WatchJobOutputRequest, caller: Caller, context: Context
-    ) -> AsyncIterator[bytes]:
+    async def watch_job_output(self, request: pb.WatchJobOutputRequest, caller: Caller, context: Context) -> None:
         job = self._find(request.name, caller)
         log = self._jobs.open_log(job)
+        self._chunks.watchers += 1
         try:
-            offset = request.offset
-            if log.ended and offset > log.size:
-                text = f"offset {offset} is beyond the output, which has {log.size} bytes"
-                raise Refusal(grpc.StatusCode.OUT_OF_RANGE, text)
-            while (offset < log.size) if request.no_follow else await log.wait(offset):
-                chunk = log.read(offset)
-                time = Timestamp()
-                time.FromNanoseconds(chunk.time_ns)
-                stream = pb.OutputStream.Name(chunk.stream)
-                output = pb.JobOutput(data=chunk.data, stream=stream, offset=offset, time=time)
-                yield output.SerializeToString()
-                offset += len(chunk.data)
+            wish = await _wish(request, log)
+            async for message in watch.messages(log, self._chunks, wish):
+                await context.write(message)
             if log.ended:
                 await job.ended.wait()
                 context.set_trailing_metadata(_end_metadata(job))
         finally:
+            self._chunks.watchers -= 1
             log.release()
 
     # What every call goes through
@@ -203,7 +196,7 @@ class Service:
             raise Refusal(grpc.StatusCode.NOT_FOUND, _NO_JOB)
         return job
 
-    def _unary(self, handler: Callable[[Any, Caller, Context], Awaitable[Any]]) -> Callable[[Any, Context], Any]:
+    def _call(self, handler: Callable[[Any, Caller, Context], Awaitable[Any]]) -> Callable[[Any, Context], Any]:
         async def call(request: Any, context: Context) -> Any:
             try:
                 return await handler(request, self._admit(context), context)
@@ -211,13 +204,6 @@ class Service:
                 await _abort(context, error)
 
         return call
-
-    async def _watch(self, request: pb.WatchJobOutputRequest, context: Context) -> AsyncIterator[bytes]:
-        try:
-            async for message in self.watch_job_output(request, self._admit(context), context):
-                yield message
-        except Exception as error:
-            await _abort(context, error)
 
 
 async def _abort(context: Context, error: Exception) -> None:
@@ -254,7 +240,32 @@ def _request(request: pb.StartJobRequest, owner: str) -> Request:
     if len(argv) > MAX_COUNT or len(env) > MAX_COUNT - len(core.DEFAULT_ENV):
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"over {MAX_COUNT} arguments or variables")
     limits = {name: getattr(request.limits, name) for name in LIMITS.split()}
-    return Request(owner, argv, env, cwd, limits, request.profile)
+    cap = Cap(request.log_max_bytes, request.log_policy == pb.LOG_POLICY_DROP_OLDEST)
+    if request.log_policy and not cap.max_bytes:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a log policy needs a cap, log_max_bytes")
+    kill = request.log_policy == pb.LOG_POLICY_KILL
+    return Request(owner, argv, env, cwd, limits, request.profile, cap, kill)
+
+
+async def _wish(request: pb.WatchJobOutputRequest, log: JobLog) -> watch.Wish:
+    """Where to begin, and what to send."""
+    stream = Stream(request.stream) if request.stream else None
+    since_ns, until_ns = request.since.ToNanoseconds(), request.until.ToNanoseconds()
+    offset = request.offset
+    if request.HasField("tail_lines"):
+        if offset or since_ns:
+            raise Refusal(
+                grpc.StatusCode.INVALID_ARGUMENT, "the last lines go without an offset and a time to begin at"
+            )
+        if request.tail_lines > MAX_TAIL_LINES:
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"at most the last {MAX_TAIL_LINES} lines")
+        offset = await asyncio.to_thread(log.tail, request.tail_lines, stream)
+    elif since_ns:
+        offset = max(offset, log.at_time(since_ns))
+    if log.ended and offset > log.size:
+        text = f"offset {offset} is beyond the output, which has {log.size} bytes"
+        raise Refusal(grpc.StatusCode.OUT_OF_RANGE, text)
+    return watch.Wish(offset, not request.no_follow, stream, until_ns, request.accept_zstd, request.exact_times)
 
 
 def _owner(parent: str, caller: Caller) -> str | None:
@@ -317,7 +328,7 @@ def _status(job: Job) -> pb.JobStatus:
         memory_peak_bytes=record.memory_peak_bytes,
         stdout_sha256=bytes.fromhex(record.stdout_sha256),
         stderr_sha256=bytes.fromhex(record.stderr_sha256),
-        dropped_bytes=record.dropped_bytes,
+        dropped_bytes=job.log.floor if job.log else record.dropped_bytes,
     )
     if job.log:
         status.stdout_bytes, status.stderr_bytes = job.log.sizes.values()

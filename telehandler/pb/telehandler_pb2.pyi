@@ -228,7 +228,7 @@ class JobStatus(_message.Message):
     def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit_code: _Optional[int] = ..., owner: _Optional[str] = ..., argv: _Optional[_Iterable[bytes]] = ..., reason: _Optional[_Union[JobReason, str]] = ..., signal: _Optional[int] = ..., stdout_bytes: _Optional[int] = ..., stderr_bytes: _Optional[int] = ..., job_uid: _Optional[int] = ..., cpu_usec: _Optional[int] = ..., memory_peak_bytes: _Optional[int] = ..., stdout_sha256: _Optional[bytes] = ..., stderr_sha256: _Optional[bytes] = ..., dropped_bytes: _Optional[int] = ...) -> None: ...
 
 class WatchJobOutputRequest(_message.Message):
-    __slots__ = ("name", "offset", "no_follow", "tail_lines", "since", "until", "stream", "accept_zstd")
+    __slots__ = ("name", "offset", "no_follow", "tail_lines", "since", "until", "stream", "accept_zstd", "exact_times")
     NAME_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     NO_FOLLOW_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +237,7 @@ class WatchJobOutputRequest(_message.Message):
     UNTIL_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     ACCEPT_ZSTD_FIELD_NUMBER: _ClassVar[int]
+    EXACT_TIMES_FIELD_NUMBER: _ClassVar[int]
     name: str
     offset: int
     no_follow: bool
@@ -245,7 +246,8 @@ class WatchJobOutputRequest(_message.Message):
     until: _timestamp_pb2.Timestamp
     stream: OutputStream
     accept_zstd: bool
-    def __init__(self, name: _Optional[str] = ..., offset: _Optional[int] = ..., no_follow: _Optional[bool] = ..., tail_lines: _Optional[int] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., stream: _Optional[_Union[OutputStream, str]] = ..., accept_zstd: _Optional[bool] = ...) -> None: ...
+    exact_times: bool
+    def __init__(self, name: _Optional[str] = ..., offset: _Optional[int] = ..., no_follow: _Optional[bool] = ..., tail_lines: _Optional[int] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., stream: _Optional[_Union[OutputStream, str]] = ..., accept_zstd: _Optional[bool] = ..., exact_times: _Optional[bool] = ...) -> None: ...
 
 class JobOutput(_message.Message):
     __slots__ = ("data", "stream", "offset", "time", "zstd", "length", "gap_bytes")

@@ -21,7 +21,10 @@ HOGS = {
     "fork bomb": (["bash", "-c", "bomb() { bomb | bomb & }; bomb; sleep 1000"], {"pids": 100}),
     "memory": (["python3", "-ISc", MEMORY], {"memory_bytes": 128 * MIB}),
     "processor": (["sh", "-c", "for i in 1 2 3 4 5 6 7 8; do while :; do :; done & done; wait"], {}),
-    "disk": (["sh", "-c", "while :; do dd if=/dev/zero of=/mnt/hog bs=1M count=32 conv=fsync; done"], {}),
+    "disk": (
+        ["sh", "-c", "f=$(mktemp -p /mnt); while :; do dd if=/dev/zero of=$f bs=1M count=32 conv=fsync; done"],
+        {},
+    ),
     "output": (["yes"], {}),
 }
 

@@ -1,0 +1,147 @@
+"""From a log to its watchers: each is an offset, and what one of them needs is made once for all.
+
+A chunk ends at the same places for everybody (multiples of its size in the log, or a change of stream), so that it is
+read, compressed and framed once. The size shrinks with the number of watchers: grpc holds about one message for each
+that does not read.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+import zstandard
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from telehandler.log import CHUNK_BYTES, JobLog, Stream
+from telehandler.pb import telehandler_pb2 as pb
+
+CACHE_BYTES = 32 << 20
+IN_FLIGHT_BYTES = 64 << 20  # of all watchers together, one chunk each
+LEAST_CHUNK_BYTES = 16 * 1024
+_ZSTD_LEVEL = 1
+_ZSTD_LEAST_BYTES = 4096
+_ZSTD_PAYS = 0.9  # compressed to less than this share
+_ZSTD_PAUSE_CHUNKS = 32  # after one that did not pay
+
+
+class Framed(NamedTuple):
+    """A serialised JobOutput of the bytes up to `end`; `size` is the log's when it was made."""
+
+    end: int
+    size: int
+    message: bytes
+
+
+class Chunks:
+    """The framed chunks of all logs that were needed last."""
+
+    def __init__(self) -> None:
+        self._framed: OrderedDict[tuple[int, int, int, bool, bool], Framed] = OrderedDict()
+        self._bytes = 0
+        self._compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True)
+        self.watchers = 0
+
+    def chunk_bytes(self) -> int:
+        size = CHUNK_BYTES
+        while size > LEAST_CHUNK_BYTES and size * self.watchers > IN_FLIGHT_BYTES:
+            size //= 2
+        return size
+
+    def get(self, log: JobLog, offset: int, exact: bool, zstd: bool) -> Framed:
+        """The chunk at `offset`, which lies before the log's size. `exact`: of one segment alone."""
+        size = self.chunk_bytes()
+        boundary = (offset // size + 1) * size
+        key = (log.serial, offset, size, exact, zstd)
+        found = self._framed.get(key)
+        # One that ended where the log did may be longer by now.
+        if found and (found.end < found.size or found.end == boundary or found.size == log.size):
+            self._framed.move_to_end(key)
+            return found
+        made = self._frame(log, offset, boundary, exact, zstd)
+        self._keep(key, made)
+        return made
+
+    def _keep(self, key: tuple[int, int, int, bool, bool], made: Framed) -> None:
+        if old := self._framed.pop(key, None):
+            self._bytes -= len(old.message)
+        self._framed[key] = made
+        self._bytes += len(made.message)
+        while self._bytes > CACHE_BYTES:
+            _, oldest = self._framed.popitem(last=False)
+            self._bytes -= len(oldest.message)
+
+    def _frame(self, log: JobLog, offset: int, boundary: int, exact: bool, zstd: bool) -> Framed:
+        size = log.size
+        segment = log.run(offset, boundary)
+        end = min(next(log.segments(offset)).end, boundary) if exact else segment.end
+        data = log.bytes_at(offset, end - offset)
+        when = Timestamp()
+        when.FromNanoseconds(segment.time_ns)
+        output = pb.JobOutput(stream=pb.OutputStream.Name(segment.stream), offset=offset, time=when)
+        packed = self._compressed(log, data) if zstd else None
+        if packed:
+            output.zstd, output.length = packed, len(data)
+        else:
+            output.data = data
+        return Framed(end, size, output.SerializeToString())
+
+    def _compressed(self, log: JobLog, data: bytes) -> bytes | None:
+        """One zstd frame, where it pays. What does not compress is tried again some chunks later."""
+        if log.plain_chunks or len(data) < _ZSTD_LEAST_BYTES:
+            log.plain_chunks = max(log.plain_chunks - 1, 0)
+            return None
+        packed = self._compressor.compress(data)
+        if len(packed) < len(data) * _ZSTD_PAYS:
+            return packed
+        log.plain_chunks = _ZSTD_PAUSE_CHUNKS
+        return None
+
+
+class Wish(NamedTuple):
+    """What a watcher wants, from `offset` on."""
+
+    offset: int
+    follow: bool
+    stream: Stream | None
+    until_ns: int  # 0: no end
+    zstd: bool
+    exact: bool  # a message never holds bytes of two segments
+
+
+async def messages(log: JobLog, chunks: Chunks, wish: Wish) -> AsyncIterator[bytes]:
+    """Serialised JobOutputs to the end of the log, or of what was wished for."""
+    offset, picky = wish.offset, bool(wish.stream or wish.until_ns)
+    exact = wish.exact or bool(wish.until_ns)
+    while True:
+        if offset < log.floor:
+            yield pb.JobOutput(offset=log.floor, gap_bytes=log.floor - offset).SerializeToString()
+            offset = log.floor
+        if not await _more(log, offset, wish):
+            return
+        if offset < log.floor:  # while it waited
+            continue
+        if picky:
+            segment = next(log.segments(offset))
+            if wish.until_ns and segment.time_ns >= wish.until_ns:
+                return
+            if wish.stream not in (None, segment.stream):
+                offset = segment.end
+                continue
+        chunk = chunks.get(log, offset, exact, wish.zstd)
+        yield chunk.message
+        offset = chunk.end
+
+
+async def _more(log: JobLog, offset: int, wish: Wish) -> bool:
+    """Whether there is output behind `offset`, now or, for one who follows, later."""
+    if offset < log.size or not wish.follow:
+        return offset < log.size
+    if not wish.until_ns:
+        return await log.wait(offset)
+    try:
+        async with asyncio.timeout(max(0.0, (wish.until_ns - time.time_ns()) / 1e9)):
+            return await log.wait(offset)
+    except TimeoutError:
+        return False
