@@ -21,7 +21,7 @@ import grpc.aio  # isort: skip
 from telehandler.errors import EXIT_OURS, TelehandlerError
 from telehandler.jobs import Jobs
 from telehandler.link import HelperLink
-from telehandler.records import Records
+from telehandler.records import Keep, Records
 from telehandler.service import Service
 
 STOP_GRACE_S = 2.0
@@ -70,7 +70,7 @@ async def _serve(spec: dict[str, Any]) -> None:
     state = Path(spec["state_dir"])
     records = Records(state)
     link = HelperLink(socket.socket(fileno=spec["helper_fd"]))
-    jobs = Jobs(state, link, records, spec["cwd"].encode())
+    jobs = Jobs(state, link, records, spec["cwd"].encode(), Keep(**spec["keep"]))
     await jobs.adopt()
     server = grpc.aio.server(options=_OPTIONS)
     server.add_generic_rpc_handlers(tuple(Service(jobs, frozenset(spec["admins"])).handlers()))

@@ -5,14 +5,14 @@ grpc's blocking api: a command has one thing to wait for, and starts quicker wit
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are not ours: errors become one of ours
 
 import grpc
 
-from telehandler.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, TelehandlerError
+from telehandler.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, ServerUnavailable, TelehandlerError
 from telehandler.pem import read_pair
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CALL_TIMEOUT_S = 30.0
 RECONNECT_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 5.0, 5.0)  # waits before each try of a broken watch
+PAGE_SIZE = 1000  # the server's most
 _SERVICE = "/telehandler.v1.TelehandlerService/"
 _EXEC = "exec"  # the name of helper.wire's stage
 _ENOENT, _ENOTDIR = 2, 20
@@ -77,10 +78,55 @@ class Client:
 
         self._call("SignalJob", pb.SignalJobRequest(name=name, signal=signal), bytes)
 
-    def status(self, name: str) -> "pb.JobStatus":
+    def list_jobs(self, parent: str, states: Collection[str], limit: int | None) -> Iterator["pb.JobStatus"]:
+        """At most `limit` jobs, the newest first, page by page; None: all.
+
+        An empty `parent`: the caller's own. `states` are names of JobState; none: all.
+        """
         from telehandler.pb import telehandler_pb2 as pb
 
-        answer: pb.JobStatus = self._call("GetJobStatus", pb.GetJobStatusRequest(name=name), pb.JobStatus.FromString)
+        token = ""
+        while limit is None or limit > 0:
+            size = min(limit or PAGE_SIZE, PAGE_SIZE)
+            request = pb.ListJobsRequest(parent=parent, page_size=size, page_token=token, states=states)
+            answer: pb.ListJobsResponse = self._call("ListJobs", request, pb.ListJobsResponse.FromString)
+            yield from answer.jobs
+            token = answer.next_page_token
+            if not token:
+                return
+            limit = None if limit is None else limit - len(answer.jobs)
+
+    def delete(self, name: str, force: bool) -> None:
+        from telehandler.pb import telehandler_pb2 as pb
+
+        self._call("DeleteJob", pb.DeleteJobRequest(name=name, force=force), bytes)
+
+    def status(self, name: str, wait: bool = False, note: Callable[[str], None] = lambda text: None) -> "pb.JobStatus":
+        """A job's status; with `wait`, once it has ended. A wait whose connection breaks is taken up again."""
+        answer = self._status(name, False)
+        tries = iter(RECONNECT_S)
+        while wait and not answer.HasField("end_time"):
+            began = time.monotonic()
+            try:
+                answer = self._status(name, True)
+            except ServerUnavailable:
+                if time.monotonic() - began > RECONNECT_S[-1]:  # it had been connected
+                    tries = iter(RECONNECT_S)
+                pause = next(tries, None)
+                if pause is None:
+                    raise
+                note(f"the connection broke; connecting again in {pause:g} s; the job is untouched")
+                time.sleep(pause)
+                continue
+            break
+        return answer
+
+    def _status(self, name: str, wait: bool) -> "pb.JobStatus":
+        from telehandler.pb import telehandler_pb2 as pb
+
+        request = pb.GetJobStatusRequest(name=name, wait=wait)
+        timeout = None if wait else CALL_TIMEOUT_S
+        answer: pb.JobStatus = self._call("GetJobStatus", request, pb.JobStatus.FromString, timeout)
         return answer
 
     def watch(
@@ -123,7 +169,7 @@ class Client:
     def close(self) -> None:
         self._channel.close()
 
-    def _call(self, name: str, request: Any, deserializer: Any, timeout: float = CALL_TIMEOUT_S) -> Any:
+    def _call(self, name: str, request: Any, deserializer: Any, timeout: float | None = CALL_TIMEOUT_S) -> Any:
         method = self._channel.unary_unary(
             f"{_SERVICE}{name}", request_serializer=type(request).SerializeToString, response_deserializer=deserializer
         )
@@ -136,7 +182,9 @@ class Client:
         """One line of cause and remedy, and the exit code."""
         code, text = error.code(), error.details() or ""
         if code is grpc.StatusCode.UNAVAILABLE:
-            return TelehandlerError(_unavailable(self._server, text))
+            return ServerUnavailable(_unavailable(self._server, text))
+        if code is grpc.StatusCode.CANCELLED:
+            return ServerUnavailable(f"the server {self._server} has ended the call: it is ending itself")
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return TelehandlerError(f"the server {self._server} did not answer in time")
         failure = TelehandlerError(text or code.name.lower())

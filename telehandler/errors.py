@@ -16,6 +16,10 @@ class HelperUnavailable(TelehandlerError):
     """The root helper cannot be started, or has died."""
 
 
+class ServerUnavailable(TelehandlerError):
+    """The server cannot be reached, or the connection to it broke."""
+
+
 class HelperRefused(TelehandlerError):
     """The helper refused a request, or a step of a start failed."""
 

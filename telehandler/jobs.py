@@ -5,7 +5,7 @@ import errno
 import os
 import time
 import uuid as uuids
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -16,7 +16,8 @@ from telehandler.errors import HelperRefused, TelehandlerError
 from telehandler.link import HelperLink, LiveJob, Order
 from telehandler.log import NO_CAP, Cap, JobLog, LogFull, Stream
 from telehandler.pump import Pump
-from telehandler.records import Record, Records
+from telehandler.records import Keep, Place, Record, Records
+from telehandler.retention import Retention
 from telehandler.states import Reason, State
 
 DEFAULT_ENV = {
@@ -56,8 +57,11 @@ class Job:
 class Jobs:
     """Owns records, logs and the link's events. One event loop."""
 
-    def __init__(self, directory: Path, link: HelperLink, records: Records, cwd: bytes) -> None:
-        self._directory, self._link, self._records, self._cwd = directory, link, records, cwd
+    def __init__(
+        self, directory: Path, link: HelperLink, records: Records, cwd: bytes, keep: Keep | None = None
+    ) -> None:
+        self._directory, self._link, self._records, self._cwd = directory / "jobs", link, records, cwd
+        self._retention = Retention(self._directory, records, keep or Keep())
         self._live: dict[int, Job] = {}  # by handle
         self._jobs: dict[str, Job] = {}  # running, by uuid
         self._exits: dict[int, asyncio.Future[dict[str, int] | None]] = {}  # EXITED by handle; None: lost
@@ -79,7 +83,11 @@ class Jobs:
             log.recount()
             self._track(Job(record, log), log, live)
         for record in recorded.values():
-            self._end(record, State.FAILED, Reason.LOST)
+            log = self._new_log(record)
+            log.recount()
+            self._end(record, State.FAILED, Reason.LOST, log)
+            log.release()
+        self._spawn(self._retention.sweep(self._retention.orphans(self._jobs)))
 
     async def check(self, request: Request) -> list[bytes]:
         """What a job of this request would get, a name and a value each. Raises as start does."""
@@ -122,11 +130,18 @@ class Jobs:
         if job := self._jobs.get(uuid):
             return job
         record = self._records.get(uuid)
-        if record is None:
-            return None
-        job = Job(record, None)
-        job.ended.set()
-        return job
+        return _ended(record) if record else None
+
+    def list_jobs(
+        self, owner: str | None, states: Collection[State], after: Place | None, count: int
+    ) -> tuple[list[Job], bool]:
+        """One page, the newest first, and whether there are more: see Records.page."""
+        records, more = self._records.page(owner, states, after, count)
+        return [self._jobs.get(record.uuid) or _ended(record) for record in records], more
+
+    async def delete(self, job: Job) -> None:
+        """Removes a job that has ended, with its output."""
+        await self._retention.remove([job.record.uuid])
 
     def open_log(self, job: Job) -> JobLog:
         """The log of a job, running or ended; the caller's to release."""
@@ -171,7 +186,7 @@ class Jobs:
 
     def _new_log(self, record: Record) -> JobLog:
         cap = Cap(int(record.extra.get("log_max_bytes", 0)), record.extra.get("log_policy") == "drop")
-        return JobLog(self._directory / "jobs" / record.uuid, cap)
+        return JobLog(self._directory / record.uuid, cap)
 
     async def _kill(self, handle: int) -> None:
         try:
@@ -261,3 +276,18 @@ class Jobs:
             record.dropped_bytes = log.floor
         if record.owner:
             self._records.save(record)
+        if job := self._jobs.get(record.uuid):
+            self._spawn(self._tidy(job))
+
+    async def _tidy(self, job: Job) -> None:
+        """Once a job has ended: what is now over a bound goes, and so does one that nobody knows of."""
+        await job.ended.wait()
+        if not job.record.owner:
+            await self.delete(job)
+        await self._retention.prune()
+
+
+def _ended(record: Record) -> Job:
+    job = Job(record, None)
+    job.ended.set()
+    return job

@@ -4,21 +4,57 @@ import fcntl
 import json
 import os
 import sqlite3
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from telehandler.errors import TelehandlerError
 from telehandler.states import Reason, State
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE job (
-    uuid TEXT PRIMARY KEY,
-    owner TEXT NOT NULL,
-    state INTEGER NOT NULL,
-    record TEXT NOT NULL
-) STRICT
-"""
+# What brings a database from one version to the next; never changed once released. The first makes an empty one.
+_MIGRATIONS = (
+    (
+        """CREATE TABLE job (
+            uuid TEXT PRIMARY KEY,
+            owner TEXT NOT NULL,
+            state INTEGER NOT NULL,
+            record TEXT NOT NULL
+        ) STRICT""",
+    ),
+    (
+        "ALTER TABLE job ADD COLUMN start_ns INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE job ADD COLUMN end_ns INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE job ADD COLUMN output_bytes INTEGER NOT NULL DEFAULT 0",
+        """UPDATE job SET
+            start_ns = json_extract(record, '$.start_ns'),
+            end_ns = json_extract(record, '$.end_ns'),
+            output_bytes = json_extract(record, '$.stdout_bytes') + json_extract(record, '$.stderr_bytes')""",
+        "CREATE INDEX job_by_start ON job (start_ns, uuid, state)",
+        "CREATE INDEX job_by_owner ON job (owner, start_ns, uuid, state)",
+        "CREATE INDEX job_by_end ON job (end_ns, uuid, output_bytes) WHERE state <> 1",
+        "CREATE INDEX job_running ON job (uuid) WHERE state = 1",
+    ),
+)
+SCHEMA_VERSION = len(_MIGRATIONS)
+MAX_PAGE_BYTES = 1 << 20  # of records in one page, whatever their number: a command may be long
+# As the partial indices have them, word for word, so that they are used.
+_RUNNING, _ENDED = "state = 1", "state <> 1"
+
+
+class Place(NamedTuple):
+    """Where in the list a record is: by its start, and by its name among those of one start."""
+
+    start_ns: int
+    uuid: str
+
+
+class Keep(NamedTuple):
+    """How many ended jobs are kept; 0: no bound."""
+
+    age_ms: int = 0
+    jobs: int = 0
+    output_bytes: int = 0
 
 
 @dataclass
@@ -41,12 +77,21 @@ class Record:
     memory_peak_bytes: int = 0
     stdout_sha256: str = ""  # hex, of every byte it wrote; empty: not known
     stderr_sha256: str = ""
-    dropped_bytes: int = 0
+    dropped_bytes: int = 0  # at the beginning, no longer kept
     extra: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return f"users/{self.owner}/jobs/{self.uuid}"
+
+    @property
+    def place(self) -> Place:
+        return Place(self.start_ns, self.uuid)
+
+    @property
+    def output_bytes(self) -> int:
+        """What of its output is on disk."""
+        return self.stdout_bytes + self.stderr_bytes - self.dropped_bytes
 
 
 def _dump(record: Record) -> str:
@@ -74,20 +119,47 @@ class Records:
                 f"another server uses the state directory {directory}: stop it, or choose another --state-dir"
             ) from None
         self._database = sqlite3.connect(directory / "jobs.sqlite3", isolation_level=None)
+        try:
+            self._open(directory)
+        except sqlite3.Error as error:
+            self.close()
+            raise TelehandlerError(
+                f"the records {directory}/jobs.sqlite3 cannot be used: {error}; restore the file, or move it away"
+            ) from None
+        except TelehandlerError:
+            self.close()
+            raise
+
+    def _open(self, directory: Path) -> None:
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise TelehandlerError(
+                f"{directory} has records of version {version}, this server knows up to {SCHEMA_VERSION}: "
+                "use the newer server that wrote them, or another --state-dir"
+            )
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
-        (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            self._database.execute(_SCHEMA)
-            self._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif version != SCHEMA_VERSION:
-            raise TelehandlerError(f"{directory} has records of version {version}; this server reads {SCHEMA_VERSION}")
+        self._database.execute("BEGIN IMMEDIATE")
+        for statements in _MIGRATIONS[version:]:
+            for statement in statements:
+                self._database.execute(statement)
+        self._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")  # part of the transaction
+        self._database.execute("COMMIT")
 
     def save(self, record: Record) -> None:
         self._database.execute(
-            "INSERT INTO job VALUES (?, ?, ?, ?) ON CONFLICT (uuid) DO UPDATE SET state = excluded.state, "
-            "record = excluded.record",
-            (record.uuid, record.owner, int(record.state), _dump(record)),
+            "INSERT INTO job (uuid, owner, state, record, start_ns, end_ns, output_bytes) VALUES (?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (uuid) DO UPDATE SET state = excluded.state, record = excluded.record, "
+            "start_ns = excluded.start_ns, end_ns = excluded.end_ns, output_bytes = excluded.output_bytes",
+            (
+                record.uuid,
+                record.owner,
+                int(record.state),
+                _dump(record),
+                record.start_ns,
+                record.end_ns,
+                record.output_bytes,
+            ),
         )
 
     def delete(self, uuid: str) -> None:
@@ -98,8 +170,61 @@ class Records:
         return _load(row[0]) if row else None
 
     def running(self) -> list[Record]:
-        rows = self._database.execute("SELECT record FROM job WHERE state = ?", (int(State.RUNNING),))
-        return [_load(text) for (text,) in rows]
+        return [_load(text) for (text,) in self._database.execute(f"SELECT record FROM job WHERE {_RUNNING}")]
+
+    def page(
+        self, owner: str | None, states: Collection[State], after: Place | None, count: int
+    ) -> tuple[list[Record], bool]:
+        """At most `count` records, the newest first, from behind `after`; and whether there are more.
+
+        `owner` None: everybody's. No `states`: all. A page of long commands has fewer: see MAX_PAGE_BYTES.
+        """
+        where: list[str] = []
+        values: list[str | int] = []
+        if owner is not None:
+            where.append("owner = ?")
+            values.append(owner)
+        if states:
+            where.append(f"state IN ({', '.join('?' * len(states))})")
+            values += [int(state) for state in states]
+        if after:
+            where.append("(start_ns, uuid) < (?, ?)")
+            values += after
+        condition = f"WHERE {' AND '.join(where)} " if where else ""
+        query = f"SELECT record FROM job {condition}ORDER BY start_ns DESC, uuid DESC LIMIT ?"
+        found: list[Record] = []
+        size = 0
+        for (text,) in self._database.execute(query, (*values, count + 1)):
+            size += len(text)
+            if len(found) == count or (found and size > MAX_PAGE_BYTES):
+                return found, True
+            found.append(_load(text))
+        return found, False
+
+    def surplus(self, keep: Keep, now_ns: int) -> list[str]:
+        """UUIDs of the ended jobs that are over a bound, those that ended first first.
+
+        The bytes of the job that ended last are no reason to remove it: who started it may not have read them yet.
+        """
+        if keep == Keep():
+            return []
+        query = f"SELECT count(*), total(output_bytes) FROM job WHERE {_ENDED}"
+        jobs, size = self._database.execute(query).fetchone()
+        too_old_ns = now_ns - keep.age_ms * 1_000_000 if keep.age_ms else 0
+        found = []
+        query = f"SELECT uuid, end_ns, output_bytes FROM job WHERE {_ENDED} ORDER BY end_ns, uuid"
+        for uuid, end_ns, output_bytes in self._database.execute(query):
+            too_many = keep.jobs and jobs > keep.jobs
+            too_large = keep.output_bytes and size > keep.output_bytes and jobs > 1
+            if not (too_many or too_large or end_ns < too_old_ns):
+                break
+            found.append(uuid)
+            jobs, size = jobs - 1, size - output_bytes
+        return found
+
+    def uuids(self) -> dict[str, bool]:
+        """Of all jobs, and whether each has ended."""
+        return dict(self._database.execute(f"SELECT uuid, {_ENDED} FROM job"))
 
     def close(self) -> None:
         self._database.close()

@@ -1,11 +1,12 @@
 """The RPCs: requests checked and authorised, jobs called, answers made. One handler for each RPC."""
 
 import asyncio
+import signal
 import sys
 import traceback
 import uuid as uuids
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -14,7 +15,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from helper.wire import LIMITS, MAX_COUNT, MAX_SIGNAL, MAX_STRING, Stage
 from telehandler import jobs as core
-from telehandler import watch
+from telehandler import pages, watch
 from telehandler.auth import AuthError, Caller, caller_of
 from telehandler.bounds import MAX_CALLS_PER_USER, MAX_TAIL_LINES
 from telehandler.errors import HelperRefused, TelehandlerError
@@ -57,6 +58,8 @@ class Service:
         unary: dict[str, tuple[Any, Callable[[Any, Caller, Context], Awaitable[Any]]]] = {
             "StartJob": (pb.StartJobRequest, self.start_job),
             "StopJob": (pb.StopJobRequest, self.stop_job),
+            "ListJobs": (pb.ListJobsRequest, self.list_jobs),
+            "DeleteJob": (pb.DeleteJobRequest, self.delete_job),
             "GetJobStatus": (pb.GetJobStatusRequest, self.get_job_status),
             "SignalJob": (pb.SignalJobRequest, self.signal_job),
         }
@@ -100,8 +103,34 @@ class Service:
         await self._jobs.stop(job, number, grace)
         return Empty()
 
+    async def list_jobs(self, request: pb.ListJobsRequest, caller: Caller, context: Context) -> pb.ListJobsResponse:
+        query = pages.Query(_owner(request.parent, caller), _states(request.states))
+        if request.page_size < 0:
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the page size must not be negative")
+        size = min(request.page_size or pages.DEFAULT_PAGE_SIZE, pages.MAX_PAGE_SIZE)
+        try:
+            after = pages.unpack(query, request.page_token) if request.page_token else None
+        except ValueError:
+            text = "the page token is of no page before of the same list: begin without one"
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text) from None
+        jobs, more = self._jobs.list_jobs(query.owner, query.states, after, size)
+        token = pages.pack(query, jobs[-1].record.place) if more else ""
+        return pb.ListJobsResponse(jobs=[_status(job) for job in jobs], next_page_token=token)
+
+    async def delete_job(self, request: pb.DeleteJobRequest, caller: Caller, context: Context) -> Empty:
+        job = self._find(request.name, caller)
+        if not job.ended.is_set():
+            if not request.force:
+                raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "the job is running: stop it first, or use force")
+            await self._jobs.stop(job, signal.SIGKILL, 0)
+        await self._jobs.delete(job)
+        return Empty()
+
     async def get_job_status(self, request: pb.GetJobStatusRequest, caller: Caller, context: Context) -> pb.JobStatus:
-        return _status(self._find(request.name, caller))
+        job = self._find(request.name, caller)
+        if request.wait:
+            await job.ended.wait()
+        return _status(job)
 
     async def signal_job(self, request: pb.SignalJobRequest, caller: Caller, context: Context) -> Empty:
         job = self._find(request.name, caller)
@@ -237,6 +266,28 @@ async def _wish(request: pb.WatchJobOutputRequest, log: JobLog) -> watch.Wish:
         text = f"offset {offset} is beyond the output, which has {log.size} bytes"
         raise Refusal(grpc.StatusCode.OUT_OF_RANGE, text)
     return watch.Wish(offset, not request.no_follow, stream, until_ns, request.accept_zstd, request.exact_times)
+
+
+def _owner(parent: str, caller: Caller) -> str | None:
+    """Whose jobs are to be listed; None: everybody's."""
+    user = parent.removeprefix("users/")
+    if parent and (user == parent or not user or "/" in user):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the parent must be users/{user}, users/-, or empty")
+    if not parent:
+        return caller.name
+    if user == "-" and caller.admin:  # AIP-159
+        return None
+    if user == "-" or not caller.may_see(user):
+        raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "the jobs of others are for admins to list")
+    return user
+
+
+def _states(numbers: Iterable[int]) -> frozenset[State]:
+    try:
+        return frozenset(State(number) for number in numbers)
+    except ValueError:
+        text = f"states are: {', '.join(pb.JobState.Name(state) for state in State)}"
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text) from None
 
 
 def _signal(number: int) -> int:

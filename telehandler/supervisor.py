@@ -32,6 +32,7 @@ class Options(NamedTuple):
     cgroup_root: str | None
     helper_policy: str | None
     admins: tuple[str, ...]
+    keep: dict[str, int]  # of records.Keep
 
 
 def serve(options: Options) -> int:
@@ -54,6 +55,7 @@ def serve(options: Options) -> int:
             "state_dir": str(state),
             "helper_fd": link.fileno(),
             "admins": options.admins,
+            "keep": options.keep,
             "cwd": os.getcwd(),
             **{name: f"/proc/self/fd/{fd}" for name, fd in files.items()},
         }

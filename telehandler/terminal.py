@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from telehandler.errors import EXIT_OURS, EXIT_TIMEOUT
 
 STDOUT_FD, STDERR_FD = 1, 2
-_EXIT_PIPE = 128 + signal.SIGPIPE
+EXIT_PIPE = 128 + signal.SIGPIPE
 
 
 def write(stderr: bool, data: bytes) -> None:
@@ -19,7 +19,7 @@ def write(stderr: bool, data: bytes) -> None:
         while view:
             view = view[os.write(STDERR_FD if stderr else STDOUT_FD, view) :]
     except BrokenPipeError:
-        os._exit(_EXIT_PIPE)
+        os._exit(EXIT_PIPE)
 
 
 def note(text: str) -> None:
@@ -40,21 +40,21 @@ def show_check(argv: Sequence[str], rows: list[bytes]) -> None:
         print(f"{name:<18} {printable(value)}")
 
 
-def tell_end(reason: str, exit_code: int, number: int, detail: str = "") -> int:
+def tell_end(reason: str, exit_code: int, number: int, detail: str = "", job: str = "the job") -> int:
     """Says why a job ended, when it was not a plain exit; the exit code that goes with it."""
     if detail:
-        note(f"the job was ended, its output could not be kept: {detail}")
+        note(f"{job} was ended, its output could not be kept: {detail}")
     if reason == "oom":
-        note("the job was killed at its memory limit: ask for more with -m")
+        note(f"{job} was killed at its memory limit: ask for more with -m")
     elif reason == "lost":
-        note("the job was lost: the root helper died, and the job with it")
+        note(f"{job} was lost: the root helper died, and the job with it")
     elif reason == "timeout":
-        note("the job was ended at its timeout: ask for more with --timeout")
+        note(f"{job} was ended at its timeout: ask for more with --timeout")
     elif reason == "pids":
-        note("the job failed at its limit of processes: ask for more with --pids-limit")
+        note(f"{job} failed at its limit of processes: ask for more with --pids-limit")
     elif reason == "stopped":
-        note(f"the job was stopped (exit code {exit_code})")
+        note(f"{job} was stopped (exit code {exit_code})")
     elif number:
         name = signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
-        note(f"the job was ended by {name}")
+        note(f"{job} was ended by {name}")
     return {"lost": EXIT_OURS, "timeout": EXIT_TIMEOUT}.get(reason, exit_code)

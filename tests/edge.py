@@ -92,9 +92,12 @@ def about(method: str, user: str, uuid: str) -> Message:
     fields = METHODS[method].input_type.fields_by_name
     if "parent" in fields:
         message.parent = f"users/{user}"
-        message.argv.append(b"true")
     else:
         message.name = f"users/{user}/jobs/{uuid}"
+    if "argv" in fields:
+        message.argv.append(b"true")
+    if "force" in fields:
+        message.force = True
     if "signal" in fields:
         message.signal = SIGCONT
     if "no_follow" in fields:

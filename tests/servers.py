@@ -82,10 +82,11 @@ class Server:
         state: Path | None = None,
         command: Sequence[str] = tuple(COMMAND),
         listen: str = "127.0.0.1:0",
+        options: Sequence[str] = (),
         **popen: Any,
     ) -> None:
         self.ssl, self.policy, self.admins, self.command, self.popen = ssl, policy, admins, command, popen
-        self.listen = listen
+        self.listen, self.options = listen, options
         self.home = Path(tempfile.mkdtemp(prefix="server-", dir=place))
         self.home.chmod(0o755)
         if "user" in popen:
@@ -101,6 +102,7 @@ class Server:
             arguments += [flag, str(self.ssl / name)]
         arguments += ["--helper-policy", str(self.policy)] if self.policy else []
         arguments += [word for name in self.admins for word in ("--admin", name)]
+        arguments += self.options
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **{"cwd": ROOT, **self.popen}

@@ -1,42 +1,99 @@
-"""The job that a verb is about: by argument, else by the jidfile."""
+"""The job that a verb is about: by argument, else by the jidfile; whole, or the beginning of its UUID."""
 
+import itertools
+import re
+import uuid as uuids
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from telehandler.errors import TelehandlerError
+from telehandler import terminal
+from telehandler.errors import EXIT_OURS, ServerUnavailable, TelehandlerError
 
 if TYPE_CHECKING:
     from telehandler.client import Client
 
 _MAX_NAME = 1024
+_MAX_SHOWN = 4  # of the jobs that an ambiguous beginning could mean
+_PREFIX = re.compile(r"[0-9a-fA-F-]{1,36}")
 
 
-def find(job: str | None, jidfile: str, certificate: str) -> str:
-    """A job's whole name; a bare UUID is a job of the certificate's own user. Raises TelehandlerError."""
+def find(job: str | None, settings: dict[str, str], client: "Client") -> str:
+    """A job's whole name; what is no whole UUID is looked up. Raises TelehandlerError."""
     if job is None:
+        job = _read(settings["jidfile"])
+    parent, _, word = job.rpartition("/jobs/")
+    if parent == "" and "/" in job:
+        return job  # the server says what is wrong with it
+    if _is_uuid(word):
+        return f"{parent or _user(settings['cert'])}/jobs/{word}"
+    if not _PREFIX.fullmatch(word):
+        raise TelehandlerError(f"{job!r} is no job's name or UUID, nor the beginning of a UUID: `client ls` lists them")
+    return _complete(client, parent, word.lower())
+
+
+def for_each(jobs: Iterable[str | None], settings: dict[str, str], work: "Callable[[Client, str], int]") -> int:
+    """`work` with the whole name of each job: the first of its exit codes that is not 0.
+
+    What fails for one job is told, and its code is 125; a server that is not there ends it all.
+    """
+    client = connect(settings)
+    codes = []
+    for job in jobs:
         try:
-            with open(jidfile, encoding="utf-8") as file:
-                job = file.read(_MAX_NAME).strip()
-        except (OSError, UnicodeDecodeError) as error:
-            text = getattr(error, "strerror", None) or "it is not text"
-            raise TelehandlerError(f"no JOB is given, and {jidfile} cannot be read: {text}") from None
-    return job if "/" in job else f"users/{_common_name(certificate)}/jobs/{job}"
-
-
-def _common_name(certificate: str) -> str:
-    from cryptography import x509  # slow to import: only for a bare UUID
-    from cryptography.x509.oid import NameOID
-
-    try:
-        with open(certificate, "rb") as file:
-            subject = x509.load_pem_x509_certificate(file.read()).subject
-        return str(subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
-    except (OSError, ValueError, IndexError):
-        raise TelehandlerError(
-            f"{certificate} is no certificate with a common name: give the job's whole name"
-        ) from None
+            codes.append(work(client, find(job, settings, client)))
+        except ServerUnavailable:
+            raise
+        except TelehandlerError as error:
+            terminal.note(f"{job}: {error}" if job else str(error))
+            codes.append(EXIT_OURS)
+    return next(filter(None, codes), 0)
 
 
 def connect(settings: dict[str, str]) -> "Client":
     from telehandler.client import Client
 
     return Client(settings["server"], settings["cert"], settings["key"], settings["root"])
+
+
+def _read(jidfile: str) -> str:
+    try:
+        with open(jidfile, encoding="utf-8") as file:
+            return file.read(_MAX_NAME).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        text = getattr(error, "strerror", None) or "it is not text"
+        raise TelehandlerError(f"no JOB is given, and {jidfile} cannot be read: {text}") from None
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        uuids.UUID(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _complete(client: "Client", parent: str, prefix: str) -> str:
+    """The only job of `parent`, by default the caller, that begins so."""
+    jobs = (job.name for job in client.list_jobs(parent, (), None))
+    found = list(itertools.islice((name for name in jobs if name.rpartition("/")[2].startswith(prefix)), _MAX_SHOWN))
+    if not found:
+        raise TelehandlerError("no such job, or not yours")
+    if len(found) > 1:
+        shown = ", ".join(name.rpartition("/")[2] for name in found[: _MAX_SHOWN - 1])
+        more = " and more" if len(found) == _MAX_SHOWN else ""
+        raise TelehandlerError(f"{prefix} is the beginning of several jobs: {shown}{more}; give more of it")
+    return found[0]
+
+
+def _user(certificate: str) -> str:
+    from cryptography import x509  # slow to import: only for a bare UUID
+    from cryptography.x509.oid import NameOID
+
+    try:
+        with open(certificate, "rb") as file:
+            subject = x509.load_pem_x509_certificate(file.read()).subject
+        return "users/" + str(subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    except (OSError, ValueError, IndexError):
+        raise TelehandlerError(
+            f"{certificate} is no certificate with a common name: give the job's whole name"
+        ) from None

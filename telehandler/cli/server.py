@@ -4,24 +4,39 @@ from typing import Any
 
 import click
 
+from telehandler import request as words
+
 
 @click.command()
 @click.option("-l", "--listen", default=":6443", show_default=True, metavar="[HOST]:PORT", help="Where to listen.")
 @click.option("-c", "--cert", default="ssl/server.pem", show_default=True, metavar="FILE", help="The certificate.")
 @click.option("-k", "--key", default="ssl/server-key.pem", show_default=True, metavar="FILE", help="Its key.")
 @click.option("-r", "--root", default="ssl/root.pem", show_default=True, metavar="FILE", help="The clients' root.")
-@click.option("--admin", "admins", multiple=True, metavar="NAME", help="A user who may see and stop every job.")
+@click.option("--admin", "admins", multiple=True, metavar="NAME", help="A user who may see, stop and remove every job.")
 @click.option("--state-dir", metavar="DIR", help="Records and logs; default: /var/lib/telehandler as root, else XDG.")
+@click.option("--keep-age", metavar="TIME", help="Keep ended jobs for so long, such as 30d; default: no bound.")
+@click.option(
+    "--keep-jobs", type=click.IntRange(0), default=10_000, show_default=True, help="Keep so many ended jobs; 0: all."
+)
+@click.option("--keep-bytes", metavar="SIZE", help="Keep so much output of ended jobs; default: no bound.")
 @click.option("--user", metavar="NAME", help="As root: whom to serve as; default: sudo's user, telehandler, nobody.")
 @click.option("--cgroup-root", metavar="DIR", help="Where cgroup v2 is; default: the policy's, /sys/fs/cgroup.")
 @click.option("--helper-policy", metavar="FILE", help="The root policy; default: /etc/telehandler/policy.toml.")
 @click.pass_context
-def command(context: click.Context, /, **given: Any) -> None:
+def command(
+    context: click.Context, /, keep_age: str | None, keep_jobs: int, keep_bytes: str | None, **given: Any
+) -> None:
     """Serve: start the root helper, give up root, listen.
 
     Started as root, through sudo, or by a user who may start the helper: see contrib/. SIGTERM or Ctrl-C ends it and
-    every job.
+    every job. What is over a bound is removed when a job ends and at the start: the jobs that ended first, with their
+    output.
     """
+    keep = {
+        "age_ms": words.duration_ms(keep_age, "--keep-age") if keep_age is not None else 0,
+        "jobs": keep_jobs,
+        "output_bytes": words.size(keep_bytes, "--keep-bytes") if keep_bytes is not None else 0,
+    }
     from telehandler.supervisor import Options, serve
 
-    context.exit(serve(Options(**given)))
+    context.exit(serve(Options(**given, keep=keep)))

@@ -22,20 +22,21 @@ SCHEMA = 1
 def command(output: str, job: str | None, **given: Any) -> None:
     """Show a job's state, exit code, times and byte counts.
 
-    JOB is a job's name or UUID; without it, the one of the jidfile.
+    JOB is a job's name, its UUID, or as much of that as is unique; without it, the one of the jidfile.
     """
     settings = options.settings(given)
-    name = jobname.find(job, settings["jidfile"], settings["cert"])
-    fields = _fields(jobname.connect(settings).status(name))
+    client = jobname.connect(settings)
+    shown = fields(client.status(jobname.find(job, settings, client)))
     if output == "json":
-        print(json.dumps({"schema": SCHEMA} | fields))
+        print(json.dumps({"schema": SCHEMA} | shown))
         return
-    fields["command"] = shlex.join(fields["command"])
-    for key, value in fields.items():
+    shown["command"] = shlex.join(shown["command"])
+    for key, value in shown.items():
         print(f"{key.replace('_', ' '):<18} {printable(str(value))}")
 
 
-def _fields(status: "pb.JobStatus") -> dict[str, Any]:
+def fields(status: "pb.JobStatus") -> dict[str, Any]:
+    """What status and ls show of a job, in the words of `-o json`."""
     from telehandler.states import Reason, State
 
     ended = status.HasField("end_time")
@@ -51,6 +52,9 @@ def _fields(status: "pb.JobStatus") -> dict[str, Any]:
         "end_time": status.end_time.ToJsonString() if ended else None,
         "stdout_bytes": status.stdout_bytes,
         "stderr_bytes": status.stderr_bytes,
+        "stdout_sha256": status.stdout_sha256.hex() or None,
+        "stderr_sha256": status.stderr_sha256.hex() or None,
+        "dropped_bytes": status.dropped_bytes,
         "job_uid": status.job_uid,
         "cpu_usec": status.cpu_usec,
         "memory_peak_bytes": status.memory_peak_bytes,

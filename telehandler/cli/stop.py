@@ -28,8 +28,8 @@ def _number(context: click.Context, parameter: click.Parameter, value: str) -> i
 def command(number: int, stop_timeout: float, job: str | None, **given: Any) -> None:
     """Stop a job, and everything it started; returns when it has ended.
 
-    JOB is a job's name or UUID; without it, the one of the jidfile.
+    JOB is a job's name, its UUID, or as much of that as is unique; without it, the one of the jidfile.
     """
     settings = options.settings(given)
-    name = jobname.find(job, settings["jidfile"], settings["cert"])
-    jobname.connect(settings).stop(name, number, stop_timeout)
+    client = jobname.connect(settings)
+    client.stop(jobname.find(job, settings, client), number, stop_timeout)

@@ -17,12 +17,12 @@ from telehandler.cli.run import watch
 def command(context: click.Context, /, follow: bool, job: str | None, **given: Any) -> None:
     """Print a job's output from the first byte, to its end.
 
-    JOB is a job's name or UUID; without it, the one of the jidfile. Ctrl-C detaches; the job is untouched. The exit
-    code is the job's own, as of run.
+    JOB is a job's name, its UUID, or as much of that as is unique; without it, the one of the jidfile. Ctrl-C
+    detaches; the job is untouched. The exit code is the job's own, as of run.
     """
     settings = options.settings(given)
-    name = jobname.find(job, settings["jidfile"], settings["cert"])
     client = jobname.connect(settings)
+    name = jobname.find(job, settings, client)
     try:
         context.exit(watch(client, name, no_follow=not follow, started=False))
     except KeyboardInterrupt:

@@ -19,9 +19,12 @@ OK = grpc.StatusCode.OK
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE  # the handshake fails
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED  # the name is no user
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
+DENIED = grpc.StatusCode.PERMISSION_DENIED
 OWNER = "tele-tester"
 EVERY = [f"{service}/{method}" for service in (SERVICE, ORIGINAL) for method in METHODS]
-UNSERVED = [f"{ORIGINAL}/SignalJob"]  # the original never had it
+UNSERVED = [f"{ORIGINAL}/{method}" for method in ("SignalJob", "ListJobs", "DeleteJob")]  # the original has them not
+# About a user and not about one job: who may not is told so, since there is no job to hide.
+OF_USERS = [method for method, about in METHODS.items() if "parent" in about.input_type.fields_by_name]
 SERVED = [path for path in EVERY if path not in UNSERVED]
 
 
@@ -116,7 +119,7 @@ def test_s37_the_owner_is_served(server: Server, ssl: Path, path: str) -> None:
     with Caller(server, ssl / "client") as owner:
         job = owner.start("sleep", "1000")
         assert owner.ask(method, OWNER, job.uid, service).code is OK
-        assert owner.ask("StopJob", OWNER, job.uid).code is OK
+        assert owner.ask("DeleteJob", OWNER, job.uid).code is (NOT_FOUND if method == "DeleteJob" else OK)
 
 
 @_paths(SERVED)
@@ -124,9 +127,9 @@ def test_s37_someone_elses_job_and_none_get_one_answer(server: Server, ssl: Path
     service, _, method = path.partition("/")
     missing = str(uuid.uuid4())
     with Caller(server, ssl / "bubba") as bubba:
-        if method == "StartJob":
-            answers = [bubba.ask(method, user, service=service) for user in (OWNER, "no-such-user")]
-            expected = grpc.StatusCode.PERMISSION_DENIED
+        if method in OF_USERS:
+            answers = [bubba.ask(method, user, service=service) for user in (OWNER, "no-such-user", "-")]
+            expected = DENIED
         else:
             names = [(user, job) for user in (OWNER, "bubba", "no-such-user") for job in (*jobs, missing)]
             answers = [bubba.ask(method, *name, service) for name in names]
@@ -144,8 +147,27 @@ def test_s37_every_rpc_wants_a_user(server: Server, ssl: Path, jobs: list[str], 
     if path in UNSERVED:
         assert codes == [grpc.StatusCode.UNIMPLEMENTED] * 2
     else:
-        denied = grpc.StatusCode.PERMISSION_DENIED if method == "StartJob" else NOT_FOUND
-        assert codes == [UNAUTHENTICATED, denied]
+        assert codes == [UNAUTHENTICATED, DENIED if method in OF_USERS else NOT_FOUND]
+
+
+def _listed(caller: Caller, user: str) -> list[pb.JobStatus]:
+    (body,) = caller.ask("ListJobs", user).bodies
+    return list(pb.ListJobsResponse.FromString(body).jobs)
+
+
+def test_s37_a_list_has_the_callers_jobs_and_only_an_admins_has_everybodys(
+    server: Server, ssl: Path, jobs: list[str], tmp_path: Path
+) -> None:
+    """Whatever the user is called: the name of everybody is no user's way to see them."""
+    with Caller(server, issue(ssl, tmp_path / "dash", "-")) as dash, Caller(server, ssl / "admin") as admin:
+        own = dash.start("true").uid
+        answer = dash.call(f"/{SERVICE}/ListJobs", pb.ListJobsRequest())
+        assert [job.name for job in pb.ListJobsResponse.FromString(answer.bodies[0]).jobs] == [f"users/-/jobs/{own}"]
+        assert dash.ask("ListJobs", "-").code is DENIED
+        everybodys = {job.name for job in _listed(admin, "-")}
+        assert {f"users/-/jobs/{own}", f"users/{OWNER}/jobs/{jobs[0]}"} <= everybodys
+        assert {job.owner for job in _listed(admin, OWNER)} == {OWNER}
+        assert _listed(admin, "no-such-user") == []
 
 
 NEAR_OWNER = ["tele", "tele-teste", "tele-testers", "TELE-TESTER", "tele-tester ", " tele-tester", "tele_tester"]
@@ -160,6 +182,9 @@ def test_s37_names_are_compared_exactly(server: Server, ssl: Path, jobs: list[st
         for user in (OWNER, name):
             assert near.ask("GetJobStatus", user, jobs[0]).code is NOT_FOUND
             assert near.ask("StopJob", user, jobs[0]).code is NOT_FOUND
+            assert near.ask("DeleteJob", user, jobs[0]).code is NOT_FOUND
+        assert near.ask("ListJobs", OWNER).code is DENIED
+        assert {job.owner for job in _listed(near, name)} == {name}
     for same in (OWNER, "admin"):  # of the same maker, for comparison
         with Caller(server, issue(ssl, tmp_path / "same", same)) as caller:
             assert caller.ask("GetJobStatus", OWNER, jobs[0]).code is OK
@@ -171,8 +196,11 @@ def test_s38_admin_is_who_is_configured(make_server: Callable[..., Server], ssl:
     server = make_server(admins=admins)
     with Caller(server, ssl / "client") as owner, Caller(server, ssl / "admin") as admin:
         job = owner.start("sleep", "1000").uid
-        codes = {method: admin.ask(method, OWNER, job).code for method in sorted(METHODS)}
-        started = codes.pop("StartJob")
-    assert started is grpc.StatusCode.PERMISSION_DENIED  # in another's name: not even an admin
+        # The removal last: the others need the job.
+        methods = sorted(METHODS, key=lambda method: (method == "DeleteJob", method))
+        codes = {method: admin.ask(method, OWNER, job).code for method in methods}
+        started, listed, everybody = codes.pop("StartJob"), codes.pop("ListJobs"), admin.ask("ListJobs", "-").code
+    assert started is DENIED  # in another's name: not even an admin
+    assert {listed, everybody} == {OK if "admin" in admins else DENIED}
     assert set(codes.values()) == {OK if "admin" in admins else NOT_FOUND}
     assert server.stop() == 0

@@ -1,0 +1,81 @@
+"""`telehandler client ls`: a user's jobs, the newest first."""
+
+import datetime
+import itertools
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from telehandler.cli import jobname, options
+from telehandler.cli.status import fields
+from telehandler.states import State
+from telehandler.terminal import note, printable
+
+if TYPE_CHECKING:
+    from telehandler.pb import telehandler_pb2 as pb
+
+SCHEMA = 1
+_EVERYBODY = "users/-"
+_SHORT, _COMMAND = 8, 50  # letters of a UUID, and of a command
+_STATES = [state.name.lower() for state in State]
+
+
+@click.command()
+@options.connection
+@click.option("-a", "--all", "everybody", is_flag=True, help="Everybody's jobs; for admins.")
+@click.option("--state", "states", multiple=True, type=click.Choice(_STATES), help="Only these; may be given again.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="How many at most.")
+@click.option("-q", "--quiet", is_flag=True, help="Print names alone.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print them.")
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    everybody: bool,
+    states: tuple[str, ...],
+    limit: int,
+    quiet: bool,
+    output: str,
+    **given: Any,
+) -> None:
+    """List your jobs, the newest first."""
+    if quiet and output != "text":
+        raise click.UsageError("-q goes without -o", context)
+    client = jobname.connect(options.settings(given))
+    names = [f"JOB_STATE_{name.upper()}" for name in states]
+    # One more than is shown tells whether there are more.
+    listed = client.list_jobs(_EVERYBODY if everybody else "", names, limit + 1)
+    jobs = list(itertools.islice(listed, limit))
+    more = next(listed, None) is not None
+    if output == "json":
+        print(json.dumps({"schema": SCHEMA, "jobs": [fields(job) for job in jobs], "more": more}))
+        return
+    if quiet:
+        for job in jobs:
+            print(printable(job.name))
+    else:
+        _print_table([_HEAD, *(_row(job, everybody) for job in jobs)])
+    if more:
+        note(f"there are more than these {limit}: ask for them with --limit")
+
+
+_HEAD = ("JOB", "STATE", "REASON", "EXIT", "STARTED", "COMMAND")
+
+
+def _row(job: "pb.JobStatus", whole: bool) -> tuple[str, ...]:
+    values = fields(job)
+    name = job.name if whole else job.name.rpartition("/")[2][:_SHORT]
+    started = datetime.datetime.fromtimestamp(job.start_time.seconds).strftime("%Y-%m-%d %H:%M:%S")
+    code = "" if values["exit_code"] is None else str(values["exit_code"])
+    reason = "" if values["exit_code"] is None else values["reason"]
+    words = printable(shlex.join(values["command"]))
+    words = words if len(words) <= _COMMAND else f"{words[: _COMMAND - 3]}..."
+    return printable(name), values["state"], reason, code, started, words
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

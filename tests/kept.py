@@ -1,0 +1,51 @@
+"""What a server keeps, as a test sees it and sets it up: lists of jobs, their directories, states of servers before."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from servers import Server
+
+from telehandler.records import Record, Records
+
+
+def listed(server: Server, *options: str, user: str = "client") -> list[dict[str, Any]]:
+    """The jobs of `ls -o json`."""
+    done = server.client("ls", "-o", "json", *options, user=user)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["schema"] == 1
+    return list(answer["jobs"])
+
+
+def output_of(server: Server, name: str) -> Path:
+    """The directory of a job's output."""
+    return server.state / "jobs" / name.rpartition("/")[2]
+
+
+def state_of_before(make_server: Callable[..., Server], place: Path) -> Path:
+    """The state directory of a server that has run and ended."""
+    state = Path(tempfile.mkdtemp(prefix="state-", dir=place))
+    assert make_server(state=state).stop() == 0
+    return state
+
+
+def write_jobs(state: Path, records: Iterable[Record]) -> None:
+    """Jobs in a state directory as a server before would have left them, without output."""
+    store = Records(state)
+    for record in records:
+        store.save(record)
+        (state / "jobs" / record.uuid).mkdir(parents=True)
+        (state / "jobs" / record.uuid / "output").touch()
+    store.close()
+    give(state)
+
+
+def give(state: Path) -> None:
+    """What a test, as root, put into a state directory becomes the server's."""
+    owner = state.stat()
+    for path in state.rglob("*"):
+        os.chown(path, owner.st_uid, owner.st_gid)
