@@ -5,6 +5,6 @@ import click
 from telehandler.cli import LazyGroup
 
 
-@click.group(cls=LazyGroup, modules={name: name for name in "run watch stop status ls wait rm".split()})
+@click.group(cls=LazyGroup, modules={name: name for name in "run watch stop status ls wait rm benchmark".split()})
 def command() -> None:
     """Ask a server: run a job, watch its output, stop it, list and remove jobs."""

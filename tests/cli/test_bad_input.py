@@ -63,6 +63,11 @@ def pair(server: Server, user: str = "client", root: str = "root") -> list[str]:
         (["client", "run", "--", "-j", "FILE", "ls"], "our flags go before `--`"),
         (["client", "run", "--", "--jidfile=FILE", "ls"], "our flags go before `--`"),
         (["local", "--", "-m", "1g", "ls"], "our flags go before `--`"),
+        (["client", "benchmark"], "no command"),
+        (["client", "benchmark", "--watchers", "0", "ls"], "--watchers"),
+        (["client", "benchmark", "--processes", "0", "ls"], "--processes"),
+        (["client", "benchmark", "-o", "/no/such", "ls"], "cannot write files to /no/such"),
+        (["client", "benchmark", "--", "--discard", "ls"], "our flags go before `--`"),
     ],
 )
 def test_usage(arguments: list[str], word: str, tmp_path: Path) -> None:
