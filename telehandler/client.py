@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from telehandler.pb import telehandler_pb2 as pb
 
 CALL_TIMEOUT_S = 30.0
+MAX_CHUNK_BYTES = 4 << 20  # of a message, uncompressed
 RECONNECT_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 5.0, 5.0)  # waits before each try of a broken watch
 PAGE_SIZE = 1000  # the server's most
 _SERVICE = "/telehandler.v1.TelehandlerService/"
@@ -130,35 +131,39 @@ class Client:
         return answer
 
     def watch(
-        self, name: str, no_follow: bool, started: bool, ended: list[End], note: Callable[[str], None]
-    ) -> Iterator[Any]:
-        """JobOutput messages to the end of the log; then the job's end, if it has ended, in `ended`.
+        self, request: "pb.WatchJobOutputRequest", started: bool, ended: list[End], note: Callable[[str], None]
+    ) -> Iterator["pb.JobOutput"]:
+        """JobOutput messages, unpacked, to the end of what was asked for; the job's end, if it has ended, in `ended`.
 
         A connection that breaks is made anew, at the offset that was reached; so is a first one that fails, when
         this client has just `started` the job.
         """
         from telehandler.pb import telehandler_pb2 as pb
 
+        request.accept_zstd = True
         method = self._channel.unary_stream(
             f"{_SERVICE}WatchJobOutput",
             request_serializer=pb.WatchJobOutputRequest.SerializeToString,
             response_deserializer=pb.JobOutput.FromString,
         )
-        offset, connected, tries = 0, started, iter(RECONNECT_S)
+        connected, tries = started, iter(RECONNECT_S)
         while True:
-            call = method(pb.WatchJobOutputRequest(name=name, offset=offset, no_follow=no_follow))
+            call = method(request)
             try:
                 for output in call:
+                    unpack(output)
                     yield output
                     connected = True
-                    offset = output.offset + len(output.data)
+                    request.offset = output.offset + len(output.data)
+                    request.ClearField("tail_lines")  # the place is known now
                     tries = iter(RECONNECT_S)
             except grpc.RpcError as error:
                 wait = next(tries, None)
                 lost = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
                 if not lost or wait is None or not connected:
                     raise self._error(error) from None
-                note(f"the connection broke at byte {offset}; connecting again in {wait:g} s; the job is untouched")
+                at = f"the connection broke at byte {request.offset}"
+                note(f"{at}; connecting again in {wait:g} s; the job is untouched")
                 time.sleep(wait)
                 continue
             metadata = {key: str(value) for key, value in call.trailing_metadata() or ()}
@@ -193,6 +198,21 @@ class Client:
             missing = int(metadata.get("telehandler-errno", "0")) in (_ENOENT, _ENOTDIR)
             failure.exit_code = EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
         return failure
+
+
+def unpack(output: "pb.JobOutput") -> None:
+    """Puts what came compressed into `data`. Raises TelehandlerError when it is not what it says."""
+    if not output.zstd:
+        return
+    import zstandard  # only for those who get something compressed
+
+    try:
+        output.data = zstandard.ZstdDecompressor().decompress(output.zstd, max_output_size=MAX_CHUNK_BYTES)
+    except zstandard.ZstdError as error:
+        raise TelehandlerError(f"the server sent output that cannot be decompressed: {error}") from None
+    if len(output.data) != output.length:
+        raise TelehandlerError("the server sent output that is not as long as it says")
+    output.zstd = b""
 
 
 def _ignore(_: object) -> None:

@@ -43,7 +43,7 @@ def show_check(argv: Sequence[str], rows: list[bytes]) -> None:
 def tell_end(reason: str, exit_code: int, number: int, detail: str = "", job: str = "the job") -> int:
     """Says why a job ended, when it was not a plain exit; the exit code that goes with it."""
     if detail:
-        note(f"{job} was ended, its output could not be kept: {detail}")
+        note(f"not all output of {job} was kept: {detail}")
     if reason == "oom":
         note(f"{job} was killed at its memory limit: ask for more with -m")
     elif reason == "lost":

@@ -13,15 +13,26 @@ from telehandler.cli import jobname, options
 from telehandler.errors import TelehandlerError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from telehandler.client import Client
+    from telehandler.pb import telehandler_pb2 as pb
 
 
 @click.command(context_settings=options.JOB_COMMAND)
 @options.connection
 @click.option("-d", "--detach", is_flag=True, help="Print the job's name and leave it running.")
+@click.option("--log-max-size", metavar="SIZE", help="The most output that is kept, such as 1g; default: all of it.")
+@click.option(
+    "--log-policy",
+    type=click.Choice(["block", "drop-oldest", "kill"]),
+    help="At that size: the job waits (default), the oldest output goes, or the job is killed.",
+)
 @options.sandbox
 @click.pass_context
-def command(context: click.Context, /, detach: bool, **given: Any) -> None:
+def command(
+    context: click.Context, /, detach: bool, log_max_size: str | None, log_policy: str | None, **given: Any
+) -> None:
     """Run COMMAND on the server and print its output.
 
     The job's name is written to the jidfile. Ctrl-C is passed to the job; the second one kills it. The exit code is
@@ -40,6 +51,8 @@ def command(context: click.Context, /, detach: bool, **given: Any) -> None:
         working_directory=given["workdir"] or "",
         limits=pb.Limits(**limits),
         profile=given["profile"],
+        log_max_bytes=words.size(log_max_size, "--log-max-size") if log_max_size else 0,
+        log_policy=f"LOG_POLICY_{log_policy.upper().replace('-', '_')}" if log_policy else None,
     )
     if given["dry_run"]:
         terminal.show_check(given["command"], client.check(message))
@@ -50,19 +63,28 @@ def command(context: click.Context, /, detach: bool, **given: Any) -> None:
         print(name)
         return
     _pass_interrupts(client, name)
-    context.exit(watch(client, name, no_follow=False, started=True))
+    context.exit(watch(client, pb.WatchJobOutputRequest(name=name), True, write))
 
 
-def watch(client: "Client", name: str, no_follow: bool, started: bool) -> int:
+def watch(
+    client: "Client", request: "pb.WatchJobOutputRequest", started: bool, write: "Callable[[pb.JobOutput], None]"
+) -> int:
     """Prints a job's output to its end: the job's exit code, 0 while it runs on."""
     from telehandler.client import End
 
     ended: list[End] = []
-    for output in client.watch(name, no_follow, started, ended, terminal.note):
-        terminal.write(output.stream == 2, output.data)
+    for output in client.watch(request, started, ended, terminal.note):
+        if output.gap_bytes:
+            terminal.note(f"{output.gap_bytes} bytes before byte {output.offset} are no longer kept: the log has a cap")
+        write(output)
     if not ended:
         return 0
     return terminal.tell_end(ended[0].reason, ended[0].exit_code, ended[0].signal, ended[0].detail)
+
+
+def write(output: "pb.JobOutput") -> None:
+    """A job's bytes to their own stream."""
+    terminal.write(output.stream == 2, output.data)
 
 
 def _write_jidfile(path: str, name: str) -> None:
