@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from telehandler.errors import EXIT_OURS, EXIT_TIMEOUT
 
 STDOUT_FD, STDERR_FD = 1, 2
-EXIT_PIPE = 128 + signal.SIGPIPE
+_EXIT_PIPE = 128 + signal.SIGPIPE
 
 
 def write(stderr: bool, data: bytes) -> None:
@@ -19,7 +19,7 @@ def write(stderr: bool, data: bytes) -> None:
         while view:
             view = view[os.write(STDERR_FD if stderr else STDOUT_FD, view) :]
     except BrokenPipeError:
-        os._exit(EXIT_PIPE)
+        os._exit(_EXIT_PIPE)
 
 
 def note(text: str) -> None:

@@ -7,7 +7,7 @@ import sys
 import click
 
 from telehandler.errors import EXIT_OURS, TelehandlerError
-from telehandler.terminal import EXIT_PIPE, note
+from telehandler.terminal import note
 
 EXIT_INTERRUPTED = 130
 
@@ -75,7 +75,5 @@ def _run() -> int:
     except TelehandlerError as error:
         note(str(error))
         return error.exit_code
-    except BrokenPipeError:
-        return EXIT_PIPE  # nobody reads any more
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

@@ -50,6 +50,14 @@ def pair(server: Server, user: str = "client", root: str = "root") -> list[str]:
         (["completion", "tcsh"], "tcsh"),
         (["client", "stop", "--stop-signal", "NOPE"], "NOPE"),
         (["client", "stop", "--stop-timeout", "-1"], "--stop-timeout"),
+        (["client", "ls", "--state", "asleep"], "'running'"),
+        (["client", "ls", "--limit", "0"], "--limit"),
+        (["client", "ls", "-q", "-o", "json"], "-q goes without -o"),
+        (["client", "ls", "job"], "job"),
+        (["client", "rm"], "JOB"),
+        (["server", "--keep-jobs", "-1"], "--keep-jobs"),
+        (["server", "--keep-age", "soon"], "--keep-age 'soon' is not a time"),
+        (["server", "--keep-bytes", "0"], "--keep-bytes '0' must be more than 0"),
         (["client", "run", "-m", "many", "ls"], "512m"),
         (["client", "run", "--cpus", "0", "ls"], "--cpus"),
         (["client", "run", "--pids-limit", "0", "ls"], "--pids-limit"),
@@ -108,6 +116,44 @@ def test_unknown_jobs(server: Server, tmp_path: Path) -> None:
     refused(telehandler(*words, "-j", str(tmp_path / "none")), "no JOB is given", "No such file")
     refused(telehandler(*words, "not-a-uuid"), "UUID")
     refused(telehandler(*words, "a/b"), "users/{user}/jobs/{uuid}")
+    refused(telehandler(*words, "users/a/b/jobs/ab"), "users/{user}")
+    refused(telehandler(*words, "a" * 37), "nor the beginning of a UUID")
+    refused(telehandler(*words, ""), "nor the beginning of a UUID")
+
+
+@pytest.mark.parametrize("verb", ["wait", "rm"])
+def test_unknown_jobs_among_several(server: Server, tmp_path: Path, verb: str) -> None:
+    words = ["client", verb, "-s", f"localhost:{server.port}", *pair(server)]
+    done = telehandler(*words, "x y", "00000000-0000-0000-0000-000000000000", "a/b")
+    assert (done.returncode, done.stdout) == (125, "")
+    first, second, third = done.stderr.splitlines()
+    assert first.startswith("telehandler: x y: 'x y' is no job's name or UUID")
+    assert second == "telehandler: 00000000-0000-0000-0000-000000000000: no such job, or not yours"
+    assert third == "telehandler: a/b: a job's name is users/{user}/jobs/{uuid}"
+
+
+def test_several_jobs_of_no_server_are_told_once(server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    for verb in ("wait", "rm"):
+        done = telehandler("client", verb, "-s", f"localhost:{port}", *pair(server), "ab", "cd")
+        refused(done, f"nothing listens on localhost:{port}")
+
+
+def test_everybodys_jobs_are_for_admins(server: Server) -> None:
+    done = telehandler("client", "ls", "-a", "-s", f"localhost:{server.port}", *pair(server))
+    refused(done, "for admins")
+
+
+def test_a_list_that_nobody_reads_to_its_end(server: Server) -> None:
+    """As `ls | head -n 1`: no traceback."""
+    words = ["client", "ls", "-s", f"localhost:{server.port}", *pair(server)]
+    read_fd, write_fd = os.pipe()
+    os.close(read_fd)
+    command = [sys.executable, "-u", *COMMAND[1:], *words]  # unbuffered: it is told of at once
+    done = subprocess.run(command, cwd=ROOT, stdout=write_fd, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(write_fd)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_a_profile_that_is_not_there(server: Server, tmp_path: Path) -> None:
