@@ -30,7 +30,6 @@ _OPTIONS = (
     ("grpc.max_metadata_size", bounds.MAX_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", bounds.MAX_METADATA_BYTES),
     ("grpc.max_concurrent_streams", bounds.MAX_STREAMS),
-    ("grpc.max_allowed_incoming_connections", bounds.MAX_CONNECTIONS),
     ("grpc.server_handshake_timeout_ms", bounds.HANDSHAKE_TIMEOUT_S * 1000),
     ("grpc.so_reuseport", 0),  # a second server on the port must fail
     ("grpc.keepalive_time_ms", 30_000),
@@ -72,8 +71,10 @@ async def _serve(spec: dict[str, Any]) -> None:
     link = HelperLink(socket.socket(fileno=spec["helper_fd"]))
     jobs = Jobs(state, link, records, spec["cwd"].encode(), Keep(**spec["keep"]))
     await jobs.adopt()
-    server = grpc.aio.server(options=_OPTIONS)
-    server.add_generic_rpc_handlers(tuple(Service(jobs, frozenset(spec["admins"])).handlers()))
+    connections = ("grpc.max_allowed_incoming_connections", spec["max_connections"])
+    server = grpc.aio.server(options=(*_OPTIONS, connections))
+    service = Service(jobs, frozenset(spec["admins"]), spec["max_calls_per_user"])
+    server.add_generic_rpc_handlers(tuple(service.handlers()))
     address = _listen(server, spec["listen"], credentials)
     await server.start()
     print(f"telehandler: listening on {address}", file=sys.stderr, flush=True)

@@ -17,7 +17,7 @@ from helper.wire import LIMITS, MAX_COUNT, MAX_SIGNAL, MAX_STRING, Stage
 from telehandler import jobs as core
 from telehandler import pages, watch
 from telehandler.auth import AuthError, Caller, caller_of
-from telehandler.bounds import MAX_CALLS_PER_USER, MAX_TAIL_LINES
+from telehandler.bounds import MAX_TAIL_LINES
 from telehandler.errors import HelperRefused, TelehandlerError
 from telehandler.jobs import Job, Jobs, Request
 from telehandler.log import Cap, JobLog, Stream
@@ -48,7 +48,8 @@ class Refusal(Exception):
 class Service:
     """Handlers by RPC name. A handler gets the caller; what has no handler is not served."""
 
-    def __init__(self, jobs: Jobs, admins: frozenset[str]) -> None:
+    def __init__(self, jobs: Jobs, admins: frozenset[str], max_calls: int) -> None:
+        self._max_calls = max_calls  # of one user, under way at once
         self._chunks = watch.Chunks()
         self._jobs, self._admins = jobs, admins
         self._calls: Counter[str] = Counter()  # under way, by user
@@ -170,8 +171,8 @@ class Service:
     def _admit(self, context: Context) -> Caller:
         """The caller, whose call is counted until it ends."""
         caller = self._caller(context)
-        if self._calls[caller.name] >= MAX_CALLS_PER_USER:
-            text = f"{MAX_CALLS_PER_USER} calls of one user are under way: end some, such as watches"
+        if self._calls[caller.name] >= self._max_calls:
+            text = f"{self._max_calls} calls of one user are under way: end some, such as watches"
             raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         self._calls[caller.name] += 1
         context.add_done_callback(lambda _: self._done(caller.name))  # type: ignore[arg-type]  # the stub names a class

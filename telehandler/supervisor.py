@@ -33,6 +33,8 @@ class Options(NamedTuple):
     helper_policy: str | None
     admins: tuple[str, ...]
     keep: dict[str, int]  # of records.Keep
+    max_connections: int
+    max_calls_per_user: int
 
 
 def serve(options: Options) -> int:
@@ -56,6 +58,8 @@ def serve(options: Options) -> int:
             "helper_fd": link.fileno(),
             "admins": options.admins,
             "keep": options.keep,
+            "max_connections": options.max_connections,
+            "max_calls_per_user": options.max_calls_per_user,
             "cwd": os.getcwd(),
             **{name: f"/proc/self/fd/{fd}" for name, fd in files.items()},
         }

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from telehandler import request as words
+from telehandler.bounds import MAX_CALLS_PER_USER, MAX_CONNECTIONS
 
 
 @click.command()
@@ -19,6 +20,16 @@ from telehandler import request as words
     "--keep-jobs", type=click.IntRange(0), default=10_000, show_default=True, help="Keep so many ended jobs; 0: all."
 )
 @click.option("--keep-bytes", metavar="SIZE", help="Keep so much output of ended jobs; default: no bound.")
+@click.option(
+    "--max-connections", type=click.IntRange(1), default=MAX_CONNECTIONS, show_default=True, help="Of all clients."
+)
+@click.option(
+    "--max-calls-per-user",
+    type=click.IntRange(1),
+    default=MAX_CALLS_PER_USER,
+    show_default=True,
+    help="Under way at once, such as watches.",
+)
 @click.option("--user", metavar="NAME", help="As root: whom to serve as; default: sudo's user, telehandler, nobody.")
 @click.option("--cgroup-root", metavar="DIR", help="Where cgroup v2 is; default: the policy's, /sys/fs/cgroup.")
 @click.option("--helper-policy", metavar="FILE", help="The root policy; default: /etc/telehandler/policy.toml.")

@@ -3,7 +3,8 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/r
 
 mkdir -p /dev/pts /dev/shm
 mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts
-for place in /dev/shm /tmp; do mount -t tmpfs -o mode=1777 tmpfs $place; done
+mount -t tmpfs -o mode=1777 tmpfs /dev/shm
+chmod 1777 /tmp # the host's, its writes in memory as all: the checkout may lie there
 mount -t tmpfs -o mode=755 tmpfs /run
 for link in fd stdin:fd/0 stdout:fd/1 stderr:fd/2; do
     target=${link#*:}

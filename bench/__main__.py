@@ -1,0 +1,87 @@
+"""`make bench`: every part in one run, the result as one JSON file."""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import ssl
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from bench import fanout, idle, latency, memory, verify
+from bench.ground import GIB, MIB, ground
+
+RESULTS = Path(__file__).parent / "results"
+SCHEMA = 1
+PARTS = ("fanout", "verify", "latency", "idle", "memory")
+
+
+def main() -> int:
+    options = _options()
+    result: dict[str, Any] = {"schema": SCHEMA, "machine": _machine()}
+    path: Path = options.output or RESULTS / ("quick.json" if options.quick else f"{os.cpu_count()}-cores.json")
+    with ground() as here:
+        for part in options.parts:
+            print(part, flush=True)
+            if part == "fanout":
+                total, largest = int(options.fanout_gib * GIB), int(options.job_gib * GIB)
+                result[part] = fanout.run(here, options.watchers, total, largest, options.rounds)
+            elif part == "verify":
+                result[part] = verify.run(here, 100, options.verify_mib * MIB)
+            elif part == "latency":
+                result[part] = latency.run(here, options.lines)
+            elif part == "idle":
+                result[part] = idle.run(here, options.idle)
+            elif part == "memory":
+                crowd = int(options.crowd_gib * GIB)
+                result[part] = memory.run(here, int(options.memory_gib * GIB), 99, crowd)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {path}")
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    quick = "--quick" in sys.argv[1:]
+    parser.add_argument("--quick", action="store_true", help="all parts, small: under two minutes")
+    parser.add_argument("--output", type=Path, help="the JSON file")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--watchers", nargs="+", type=int, default=[1, 10, 100, 1000])
+    parser.add_argument("--rounds", type=int, default=1 if quick else 3, help="of fan-out; the median counts")
+    parser.add_argument("--fanout-gib", type=float, default=1 if quick else 8, help="over all watchers")
+    parser.add_argument("--job-gib", type=float, default=0.25 if quick else 1, help="the largest job of fan-out")
+    parser.add_argument("--verify-mib", type=int, default=10 if quick else 80)
+    parser.add_argument("--lines", type=int, default=1000 if quick else 10_000, help="of the latency's job")
+    parser.add_argument("--idle", nargs="+", type=int, default=[1000] if quick else [1000, 5000])
+    parser.add_argument("--memory-gib", type=float, default=1 if quick else 10, help="the job with one watcher")
+    parser.add_argument("--crowd-gib", type=float, default=0.1 if quick else 1, help="the job with 99 and one stopped")
+    return parser.parse_args()
+
+
+def _machine() -> dict[str, str | int]:
+    return {
+        "cores": os.cpu_count() or 0,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB),
+        "cpu": _cpu(),
+        "kernel": ".".join(platform.release().split("-")[0].split(".")[:2]),
+        "python": platform.python_version(),
+        "grpc": str(grpc.__version__),
+        "openssl": ssl.OPENSSL_VERSION.split()[1],
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+    }
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    if os.geteuid() != 0:
+        sys.exit("bench: it needs root, for a server with a helper of its own: sudo make bench")
+    sys.exit(main())

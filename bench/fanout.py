@@ -1,0 +1,98 @@
+"""A job's kept output to many watchers at once, beside a raw TLS sender: throughput, and the server's cpu time."""
+
+import json
+import statistics
+import subprocess
+from typing import Any, NamedTuple
+
+from servers import Server
+
+from bench.ground import GIB, MIB, Ground, cpu_s, end, finished_job, read, start, tell, watch_request
+
+# Lines as a program's log has them: numbers that differ, words that come again.
+TEXT = (
+    "import random; chance = random.Random(1); n = 0\n"
+    "words = 'GET POST connection user accepted refused timeout cache miss hit retry queue'.split()\n"
+    "while n < {size}:\n"
+    "    line = f'2026-01-01T{{n // 3600 % 24:02}}:{{n // 60 % 60:02}}:{{n % 60:02}} {{chance.choice(words)}} '\n"
+    "    line += f'id={{chance.getrandbits(32):08x}} {{chance.choice(words)}} took {{chance.random() * 9:.3f}} ms'\n"
+    "    n += len(line) + 1; print(line)\n"
+)
+
+
+class Measure(NamedTuple):
+    """`bytes`: of output, delivered over all watchers; on the wire they may be fewer."""
+
+    bytes: int
+    seconds: float
+    cpu_s: float
+    wire_bytes: int
+
+
+def run(ground: Ground, watchers: list[int], total: int, largest: int, rounds: int) -> list[dict[str, Any]]:
+    """A row for each number of watchers: about `total` bytes over all, jobs of at most `largest` bytes."""
+    rows = []
+    with ground.server() as server:
+        client = ground.client(server)
+        for count in watchers:
+            size = max(MIB, min(largest, total // count))
+            random_job, _ = finished_job(client, ["head", "-c", str(size), "/dev/urandom"])
+            text_job, text_size = finished_job(client, ["/usr/bin/python3", "-c", TEXT.format(size=size)])
+            # Side by side and in turns: what else the machine does meets all of them.
+            found: dict[str, list[Measure]] = {"raw": [], "random": [], "text": [], "text_plain": []}
+            for _ in range(rounds):
+                found["raw"].append(raw(ground, count, size))
+                found["random"].append(grpc(ground, server, count, random_job, size, zstd=True))
+                found["text"].append(grpc(ground, server, count, text_job, text_size, zstd=True))
+                found["text_plain"].append(grpc(ground, server, count, text_job, text_size, zstd=False))
+            row: dict[str, Any] = {"watchers": count, "job_mib": size / MIB}
+            row |= {name: _summary(measures) for name, measures in found.items()}
+            row |= {f"{name}_to_raw": row[name]["mib_s"] / row["raw"]["mib_s"] for name in ("random", "text")}
+            print(
+                f"  {count:5} watchers: raw TLS {row['raw']['mib_s']:.0f} MiB/s, random {row['random']['mib_s']:.0f} "
+                f"({row['random_to_raw']:.2f} of raw), text {row['text']['mib_s']:.0f} ({row['text_to_raw']:.2f})",
+                flush=True,
+            )
+            rows.append(row)
+        client.close()
+    return rows
+
+
+def _summary(measures: list[Measure]) -> dict[str, float]:
+    """The medians; `spread` is the highest rate over the lowest."""
+    rates = [measure.bytes / measure.seconds / MIB for measure in measures]
+    return {
+        "mib_s": statistics.median(rates),
+        "cpu_s_per_gib": statistics.median(measure.cpu_s / (measure.bytes / GIB) for measure in measures),
+        "wire_share": measures[0].wire_bytes / measures[0].bytes,
+        "spread": max(rates) / min(rates),
+    }
+
+
+def raw(ground: Ground, count: int, size: int) -> Measure:
+    sender = start("bench.sender", ground.pair("server") | {"connections": count, "size": size})
+    try:
+        reader = ground.reader(int(read(sender)), count, None)
+        return _timed(reader, sender.pid, size)
+    finally:
+        end(sender)
+
+
+def grpc(ground: Ground, server: Server, count: int, name: str, size: int, zstd: bool) -> Measure:
+    reader = ground.reader(server.port, count, watch_request(name, zstd))
+    return _timed(reader, server.children()["api"], size, may_be_less=zstd)
+
+
+def _timed(reader: "subprocess.Popen[str]", pid: int, size: int, may_be_less: bool = False) -> Measure:
+    """From the word to begin until all have everything. Raises AssertionError when one has not."""
+    try:
+        before = cpu_s(pid)
+        tell(reader, "")
+        answer = json.loads(read(reader))
+        used = cpu_s(pid) - before
+    finally:
+        end(reader)
+    counts: list[int] = answer["bytes"]
+    if len(set(counts)) != 1 or (counts[0] < size and not may_be_less) or not counts[0]:
+        raise AssertionError(f"the readers got from {min(counts)} to {max(counts)} bytes of {size}")
+    return Measure(size * len(counts), answer["seconds"], used, sum(counts))

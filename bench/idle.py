@@ -1,0 +1,64 @@
+"""What a watcher costs that has nothing to read: the api's memory before and after many have joined a quiet job."""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from bench.ground import MIB, Ground, end, memory_bytes, read, start, start_job, watch_request
+from bench.reader import WATCH
+
+STREAMS = 100  # of one connection
+_QUIET = ["sh", "-c", "echo up; exec sleep 3600"]
+
+
+def run(ground: Ground, counts: list[int]) -> list[dict[str, Any]]:
+    """A row for each number of watchers, each with a server of its own."""
+    return [_row(ground, count) for count in counts]
+
+
+def _row(ground: Ground, count: int) -> dict[str, Any]:
+    with ground.server() as server:
+        client, api = ground.client(server), server.children()["api"]
+        job = start_job(client, _QUIET)
+        before = memory_bytes(api, "VmRSS")
+        spec = ground.pair("client") | {"address": f"localhost:{server.port}", "count": count}
+        watchers = start("bench.idle", spec | {"message": watch_request(job).hex()})
+        try:
+            read(watchers)  # every one has the job's first line
+            after = memory_bytes(api, "VmRSS")
+        finally:
+            end(watchers)
+        client.stop(job, 9, 0)
+        client.close()
+    row = {"watchers": count, "connections": -(-count // STREAMS), "before_mib": before / MIB, "after_mib": after / MIB}
+    row["kib_each"] = (after - before) / 1024 / count
+    print(f"  {count} idle watchers: {row['kib_each']:.1f} KiB each", flush=True)
+    return row
+
+
+async def _watch(spec: dict[str, Any]) -> None:
+    root, key, certificate = (Path(spec[name]).read_bytes() for name in ("root", "key", "cert"))
+    credentials = grpc.ssl_channel_credentials(root, key, certificate)
+    channels: list[grpc.aio.Channel] = []
+    calls: list[Any] = []
+    for number in range(spec["count"]):
+        if number % STREAMS == 0:
+            # Else grpc would make one connection of all.
+            options = (("grpc.use_local_subchannel_pool", 1),)
+            channels.append(grpc.aio.secure_channel(spec["address"], credentials, options=options))
+        method: Any = channels[-1].unary_stream(WATCH)
+        calls.append(method(bytes.fromhex(spec["message"])))
+    for first in await asyncio.gather(*(call.read() for call in calls)):
+        if not isinstance(first, bytes):
+            raise AssertionError("a watch ended before the job")
+    print(flush=True)
+    await asyncio.Event().wait()  # until it is killed
+
+
+if __name__ == "__main__":
+    asyncio.run(_watch(json.loads(sys.stdin.readline())))

@@ -1,0 +1,50 @@
+"""The api's peak memory while a long job runs: with a watcher that keeps up, and with many and one that is stopped."""
+
+import json
+import os
+import signal
+from typing import Any
+
+from servers import wait_until
+
+from bench.ground import MIB, Ground, end, memory_bytes, read, start_job, tell, watch_request
+from telehandler.pb import telehandler_pb2 as pb
+
+
+def run(ground: Ground, size: int, watchers: int, crowd_size: int) -> list[dict[str, Any]]:
+    """A row for one watcher of `size` bytes, and one for `watchers` of `crowd_size` bytes with one more, stopped."""
+    return [_row(ground, size, 1, stopped=False), _row(ground, crowd_size, watchers, stopped=True)]
+
+
+def _row(ground: Ground, size: int, watchers: int, stopped: bool) -> dict[str, Any]:
+    with ground.server() as server:
+        client, api = ground.client(server), server.children()["api"]
+        before = memory_bytes(api, "VmRSS")
+        job = start_job(client, ["head", "-c", str(size), "/dev/urandom"])
+        slow = ground.reader(server.port, 1, watch_request(job)) if stopped else None
+        fast = ground.reader(server.port, watchers, watch_request(job))
+        try:
+            if slow:
+                tell(slow, "")
+                wait_until("it has the job's output", lambda: client.status(job).stdout_bytes > MIB)
+                os.kill(slow.pid, signal.SIGSTOP)
+            tell(fast, "")
+            counts: list[int] = json.loads(read(fast))["bytes"]
+            peak = memory_bytes(api, "VmHWM")
+            if slow:
+                os.kill(slow.pid, signal.SIGCONT)
+                counts += json.loads(read(slow))["bytes"]
+        finally:
+            end(fast, *([slow] if slow else []))
+        status = client.status(job)
+        client.close()
+    if min(counts) < size or status.state != pb.JOB_STATE_COMPLETED or status.stdout_bytes != size:
+        raise AssertionError(f"the readers got {sorted(counts)}, the job wrote {status.stdout_bytes} of {size} bytes")
+    row = {"job_mib": size / MIB, "watchers": watchers, "stopped": int(stopped)}
+    row |= {"before_mib": before / MIB, "peak_mib": peak / MIB}
+    print(
+        f"  {row['job_mib']:.0f} MiB, {watchers} watchers, {row['stopped']} stopped: "
+        f"{row['before_mib']:.0f} MiB before, {row['peak_mib']:.0f} MiB at the peak",
+        flush=True,
+    )
+    return row
