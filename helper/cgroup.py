@@ -139,9 +139,8 @@ class Base:
         if missing:
             cause = "has no disk to act on" if missing[0] in self.controllers else f"is not available in {self.root}"
             text = f"the cgroup controller {missing[0]} {cause}, so its limits cannot be enforced: "
-            raise Refusal(
-                Stage.LIMIT, errno.EOPNOTSUPP, text + "the policy's allow_missing_controllers can allow jobs without it"
-            )
+            text += "the policy's allow_missing_controllers can allow jobs without it"
+            raise Refusal(Stage.LIMIT, errno.EOPNOTSUPP, text)
         quota = limits["cpu_millis"] * _CPU_PERIOD_USEC // 1000
         return [
             (file, value.format(disk=disk, cpu_quota=quota, **limits))

@@ -309,6 +309,7 @@ class Monitor:
         whole = len(report) == spawn.STATUS.size  # else the init died without a word
         number, error = spawn.STATUS.unpack(report) if whole else (Stage.CLONE, errno.EIO)
         text = f"the start failed at {Stage(number).name.lower()}: {os.strerror(error)}"
+        text += "" if whole else " (it died before exec: is its memory too small?)"
         job.failure = Refusal(Stage(number), error, text)
         self._kill_job(job)
 

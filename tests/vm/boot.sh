@@ -35,6 +35,10 @@ END
     printf '[Unit]\nRequires=vm.service\nAllowIsolate=yes\n' >/etc/systemd/system/vm.target
     # A unit of the host's for a mount that the guest does not have would be waited for.
     : >/etc/fstab
+    # The checkout may lie in /tmp, which systemd would cover or clear.
+    mkdir -p /etc/tmpfiles.d
+    ln -sfn /dev/null /etc/tmpfiles.d/tmp.conf
+    ln -sfn /dev/null /etc/systemd/system/tmp.mount
     exec /lib/systemd/systemd --unit=vm.target --log-target=console --show-status=no
 fi
 
