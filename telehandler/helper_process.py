@@ -18,7 +18,9 @@ HELLO_TIMEOUT_S = 20.0
 def command(cgroup_root: str | None, policy: str | None) -> list[str]:
     """The helper's command line for this user. Raises HelperUnavailable with a remedy."""
     checkout, installed = Path(__file__).resolve().parent.parent / "helper", INSTALLED / "helper"
-    options = [*(("--cgroup-root", cgroup_root) if cgroup_root else ()), *(("--policy", policy) if policy else ())]
+    given = {"--cgroup-root": cgroup_root, "--policy": policy}
+    # Absolute: the helper runs in /.
+    options = [word for flag, path in given.items() if path for word in (flag, os.path.abspath(path))]
     if os.geteuid() == 0:
         # A checkout that is another user's is refused by the helper itself: take root's own then.
         own = checkout.stat().st_uid == 0 or not installed.exists()

@@ -29,6 +29,7 @@ DEFAULT_ENV = {
 }
 DEFAULT_GRACE_S = 10.0
 MAX_GRACE_S = 3600.0
+_MAX_SHOWN = 200  # bytes of a command or directory in a message
 
 
 class Request(NamedTuple):
@@ -103,7 +104,7 @@ class Jobs:
             live = await self._link.start(order)
         except HelperRefused as refused:
             if refused.stage != Stage.CHDIR or request.cwd:
-                raise
+                raise _named(refused, request) from None
             live = await self._link.start(order._replace(cwd=b"/"))  # the server's own directory is hidden from jobs
         record = Record(str(uuid), request.owner, request.argv, start_ns=time.time_ns(), job_uid=live.uid)
         if request.log_cap.max_bytes:
@@ -291,3 +292,12 @@ def _ended(record: Record) -> Job:
     job = Job(record, None)
     job.ended.set()
     return job
+
+
+def _named(refused: HelperRefused, request: Request) -> HelperRefused:
+    """A refusal that says what the helper, which quotes no user, leaves out: the command or the directory."""
+    word = {Stage.EXEC: request.argv[0], Stage.CHDIR: request.cwd}.get(Stage(refused.stage))
+    if not word:
+        return refused
+    shown = repr(word[:_MAX_SHOWN].decode("utf-8", "backslashreplace"))
+    return HelperRefused(refused.stage, refused.errno, f"{refused}: {shown}")

@@ -68,7 +68,8 @@ def _run() -> int:
     except click.Abort:
         return EXIT_INTERRUPTED
     except click.ClickException as error:
-        note(error.format_message().replace("\n", " "))
+        bare = isinstance(error, click.exceptions.NoArgsIsHelpError)  # its message is the whole help
+        note("no command" if bare else error.format_message().replace("\n", " "))
         if isinstance(error, click.UsageError) and error.ctx:
             print(f"See '{error.ctx.command_path} --help'.", file=sys.stderr)
         return EXIT_OURS

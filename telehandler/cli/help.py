@@ -8,10 +8,10 @@ import click
 @click.pass_context
 def command(context: click.Context, words: tuple[str, ...]) -> None:
     """Show the help of a command, such as: help client run."""
-    parent = context.find_root()
+    parent = context.parent or context
     for word in words:
         found = parent.command.get_command(parent, word) if isinstance(parent.command, click.Group) else None
         if found is None:
-            raise click.UsageError(f"no command {' '.join(words)!r}", context.find_root())
+            raise click.UsageError(f"no command {' '.join(words)!r}", context.parent)
         parent = click.Context(found, parent=parent, info_name=word)
     print(parent.get_help())

@@ -78,7 +78,7 @@ def test_a_dry_run_prints_request_and_sandbox_and_starts_nothing(server: Server,
 @pytest.mark.parametrize("way", ["client", "local"])
 def test_a_dry_run_is_refused_as_the_start_would_be(server: Server, policy: Path, way: str) -> None:
     for words, text in (
-        (["--profile", "nope"], b"the policy's profiles are: host"),
+        (["--profile", "nope"], b"no such profile; the policy has: host"),
         (["-m", "999999g"], b"the policy's maximum"),
         (["-w", "/proc/self"], b"outside /proc"),
     ):

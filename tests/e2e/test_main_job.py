@@ -75,8 +75,8 @@ def test_stdout_and_stderr_are_told_apart(server: Server) -> None:
         (["sh", "-c", "exit 7"], 7, b""),
         (["sh", "-c", "kill -KILL $$"], 137, b"SIGKILL"),
         (["sh", "-c", "kill -TERM $$"], 143, b"SIGTERM"),
-        (["no-such-command"], 127, b"No such file"),
-        (["/etc/passwd"], 126, b"Permission denied"),
+        (["no-such-command"], 127, b"No such file or directory: 'no-such-command'"),
+        (["/etc/passwd"], 126, b"Permission denied: '/etc/passwd'"),
         (["-c"], 125, b"our flags go before"),
     ],
 )
