@@ -146,7 +146,7 @@ def _refusal(place: Place, name: str, text: str, **changes: Any) -> Finding:
 def _protocol(place: Place) -> Iterator[Finding]:
     """A violation ends the helper; so does a stdin that is no socket. Its other habits show while it lives."""
     process, sock = helper_process.start(place.cgroup_root, place.policy, stderr=subprocess.DEVNULL)
-    helpers = _with_command("/helper", 0)
+    helpers = [pid for pid in _with_command("/helper", 0) if _descends(pid, process.pid)]
     with sock:
         limits = [_proc(pid, "limits") for pid in helpers]
         threads = [len(os.listdir(f"/proc/{pid}/task")) for pid in helpers]
@@ -291,6 +291,13 @@ def _with_command(word: str, uid: int | None = None) -> list[int]:
             if uid is None or f"\nUid:\t{uid}\t{uid}\t" in status:
                 found.append(int(pid))
     return found
+
+
+def _descends(pid: int, ancestor: int) -> bool:
+    """Whether `pid` is `ancestor` or below it: sudo may stand between."""
+    while pid > 1 and pid != ancestor:
+        pid = int(_proc(pid, "status").partition("\nPPid:\t")[2].partition("\n")[0] or 0)
+    return pid == ancestor
 
 
 def _proc(pid: int, name: str) -> str:
