@@ -97,7 +97,7 @@ install: install-group  ## install-helper, and the setuid wrapper for members of
 	gcc -std=c11 -O2 -Wall -Wextra -Werror -fstack-protector-strong -D_FORTIFY_SOURCE=2 -fPIE -pie -Wl,-z,relro,-z,now \
 	    -DHELPER='"$(LIBDIR)/helper"' -o "$$built" contrib/telehandler-helper.c && \
 	$(SUDO) install -o root -g $(GROUP) -m 4750 "$$built" $(LIBDIR)/telehandler-helper
-	@echo "Members of the group $(GROUP) may now run jobs: sudo usermod --append --groups $(GROUP) USER"
+	@echo "Members of the group $(GROUP) may now run jobs: sudo usermod --append --groups $(GROUP) USER, who logs in anew"
 
 .PHONY: install-sudoers
 install-sudoers: install-group  ## the sudo rule, instead of the wrapper
@@ -107,7 +107,7 @@ install-sudoers: install-group  ## the sudo rule, instead of the wrapper
 
 .PHONY: uninstall
 uninstall:  ## removes every trace of the install targets, the policy and the group among them
-	test ! -e $(LIBDIR)/group-made || $(SUDO) groupdel $(GROUP)
+	test ! -e $(LIBDIR)/group-made || ! getent group $(GROUP) >/dev/null || $(SUDO) groupdel $(GROUP)
 	$(SUDO) rm -rf $(LIBDIR) $(CONFDIR) $(SUDOERS)
 
 .PHONY: clean
