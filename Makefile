@@ -22,7 +22,7 @@ CERT_HOSTS :=
 
 # What tests/vm boots a machine with, and the kernel that it keeps. Only Debian has that kernel; virtiofsd is a
 # package of its own from Debian 13 on.
-VM_PACKAGES := $(if $(shell grep -sx ID=debian /etc/os-release),qemu-system-x86 busybox-static kmod systemd \
+VM_PACKAGES := $(if $(shell grep -sx ID=debian /etc/os-release),qemu-system-x86 busybox-static kmod systemd e2fsprogs \
     $(shell apt-cache --names-only search '^virtiofsd$$' 2>/dev/null | cut -d' ' -f1))
 VM_CACHE := /var/cache/telehandler-vm
 
@@ -52,6 +52,7 @@ proto: build  ## telehandler/pb/ from proto/
 
 .PHONY: run
 run: build certs  ## set up, start a server, run a job, stop another, say what happened
+	contrib/apt-packages.sh procps
 	contrib/demo.sh
 
 .PHONY: test
