@@ -30,8 +30,8 @@ def command(cgroup_root: str | None, policy: str | None) -> list[str]:
         return [str(wrapper)]
     if not installed.exists():
         raise HelperUnavailable(
-            "the root helper is not installed: `make install-helper` does it for those who may use sudo, `make install` "
-            "for a group; or start this as root"
+            "the root helper is not installed: `make install-helper` does it for those who may use sudo, "
+            "`make install` for a group; or start this as root"
         )
     if not shutil.which("sudo"):
         raise HelperUnavailable("there is no sudo and no setuid wrapper to start the root helper: start this as root")
