@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from telehandler import __version__
 from telehandler.errors import EXIT_OURS, TelehandlerError
 from telehandler.terminal import note
 
@@ -43,6 +44,7 @@ class LazyGroup(click.Group):
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+@click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Run commands in sandboxes of their own and stream their output.
 

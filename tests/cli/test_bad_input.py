@@ -274,7 +274,7 @@ def test_config_file_between_environment_and_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        *(["--help"], ["help"], ["client", "--help"], ["version"]),
+        *(["--help"], ["help"], ["client", "--help"], ["version"], ["--version"]),
         *(["help", "client", "run"], ["client", "help", "run"], ["client", "run", "--help"]),
     ],
 )
@@ -290,3 +290,21 @@ def test_completion(shell: str) -> None:
     done = telehandler("completion", shell)
     assert (done.returncode, done.stderr) == (0, "")
     assert "_TELEHANDLER_COMPLETE" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["client", "w"], ["watch", "wait"]),
+        (["client", "run", "--mem"], ["--memory"]),
+        (["completion", ""], ["bash", "zsh", "fish"]),
+        (["help", "client", "st"], ["stop", "status"]),
+        (["help", "ver"], ["version"]),
+    ],
+)
+def test_what_completion_offers(typed: list[str], words: list[str]) -> None:
+    """As the script of bash asks; by the command's own name, since click finds its variable by that."""
+    asked = {"_TELEHANDLER_COMPLETE": "bash_complete", "COMP_CWORD": str(len(typed))}
+    done = telehandler(env=asked | {"COMP_WORDS": " ".join(["telehandler", *typed])})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == [f"plain,{word}" for word in words]
