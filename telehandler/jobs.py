@@ -96,16 +96,23 @@ class Jobs:
         fallback = [] if request.cwd else [b"cwd_fallback /"]  # as in start
         return [*(b"env " + entry for entry in order.env), *await self._link.check(order), *fallback]
 
+    async def _start(self, order: Order, anywhere: bool) -> LiveJob:
+        """Starts it in /, if `anywhere` will do, where the server's own directory is hidden from jobs."""
+        try:
+            return await self._link.start(order)
+        except HelperRefused as refused:
+            if refused.stage != Stage.CHDIR or not anywhere:
+                raise
+            return await self._link.start(order._replace(cwd=b"/"))
+
     async def start(self, request: Request) -> Job:
         """A running job. Raises HelperRefused or HelperUnavailable."""
         uuid = uuids.uuid4()
         order = self._order(request, uuid)
         try:
-            live = await self._link.start(order)
+            live = await self._start(order, anywhere=not request.cwd)
         except HelperRefused as refused:
-            if refused.stage != Stage.CHDIR or request.cwd:
-                raise _named(refused, request) from None
-            live = await self._link.start(order._replace(cwd=b"/"))  # the server's own directory is hidden from jobs
+            raise _named(refused, request) from None
         record = Record(str(uuid), request.owner, request.argv, start_ns=time.time_ns(), job_uid=live.uid)
         if request.log_cap.max_bytes:
             policy = "drop" if request.log_cap.drop_oldest else "kill" if request.log_kill else "block"
