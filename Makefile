@@ -22,7 +22,7 @@ CERT_HOSTS :=
 
 # What tests/vm boots a machine with, and the kernel that it keeps. Only Debian has that kernel; virtiofsd is a
 # package of its own from Debian 13 on.
-VM_PACKAGES := $(if $(shell grep -sx ID=debian /etc/os-release),qemu-system-x86 busybox-static kmod systemd \
+VM_PACKAGES := $(if $(shell grep -sx ID=debian /etc/os-release),qemu-system-x86 busybox-static kmod systemd e2fsprogs \
     $(shell apt-cache --names-only search '^virtiofsd$$' 2>/dev/null | cut -d' ' -f1))
 VM_CACHE := /var/cache/telehandler-vm
 
@@ -52,6 +52,7 @@ proto: build  ## telehandler/pb/ from proto/
 
 .PHONY: run
 run: build certs  ## set up, start a server, run a job, stop another, say what happened
+	contrib/apt-packages.sh procps
 	contrib/demo.sh
 
 .PHONY: test
@@ -97,7 +98,7 @@ install: install-group  ## install-helper, and the setuid wrapper for members of
 	gcc -std=c11 -O2 -Wall -Wextra -Werror -fstack-protector-strong -D_FORTIFY_SOURCE=2 -fPIE -pie -Wl,-z,relro,-z,now \
 	    -DHELPER='"$(LIBDIR)/helper"' -o "$$built" contrib/telehandler-helper.c && \
 	$(SUDO) install -o root -g $(GROUP) -m 4750 "$$built" $(LIBDIR)/telehandler-helper
-	@echo "Members of the group $(GROUP) may now run jobs: sudo usermod --append --groups $(GROUP) USER"
+	@echo "Members of the group $(GROUP) may now run jobs: sudo usermod --append --groups $(GROUP) USER, who logs in anew"
 
 .PHONY: install-sudoers
 install-sudoers: install-group  ## the sudo rule, instead of the wrapper
@@ -107,7 +108,7 @@ install-sudoers: install-group  ## the sudo rule, instead of the wrapper
 
 .PHONY: uninstall
 uninstall:  ## removes every trace of the install targets, the policy and the group among them
-	test ! -e $(LIBDIR)/group-made || $(SUDO) groupdel $(GROUP)
+	test ! -e $(LIBDIR)/group-made || ! getent group $(GROUP) >/dev/null || $(SUDO) groupdel $(GROUP)
 	$(SUDO) rm -rf $(LIBDIR) $(CONFDIR) $(SUDOERS)
 
 .PHONY: clean

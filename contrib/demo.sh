@@ -47,6 +47,7 @@ trap 'exit 143' TERM
 start_server() {
     local options=(--listen 127.0.0.1:0 --cert ssl/server.pem --key ssl/server-key.pem --state-dir "$work/state")
     [ -z "$helper_policy" ] || options+=(--helper-policy "$helper_policy")
+    : >"$work/server.log"
     "$telehandler" server "${options[@]}" 2>"$work/server.log" &
     server=$!
     local waited=0

@@ -1,6 +1,7 @@
 /* The setuid way in to the helper: installed root:telehandler, mode 4750, by `make install`.
  *
- * It takes nothing from its caller but fds 0 to 2: no argument, no variable, no limit, no signal setting.
+ * It takes nothing from its caller but fds 0 to 2: no argument, no variable, no signal setting. The caller's limits
+ * and timers stay, as with sudo: they bound, or end, his own helper and its jobs, and nobody else's.
  * The one fact it passes on is who called (SUDO_UID, as sudo does), since the helper must know whose
  * socket it may serve. */
 #define _GNU_SOURCE

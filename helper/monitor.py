@@ -272,7 +272,7 @@ class Monitor:
             raise Refusal(Stage.CAPACITY, errno.EAGAIN, f"the policy's bounds are reached: {bounds}")
         profile = policy.profiles.get(place[0].decode("utf-8", "replace") or next(iter(policy.profiles)))
         if profile is None:
-            raise Refusal(Stage.POLICY, errno.EINVAL, f"the policy's profiles are: {', '.join(policy.profiles)}")
+            raise Refusal(Stage.POLICY, errno.EINVAL, f"no such profile; the policy has: {', '.join(policy.profiles)}")
         cwd = place[1] or b"/"
         if not cwd.startswith(b"/") or (cwd + b"/").startswith(b"/proc/"):
             raise Refusal(Stage.CHDIR, errno.EINVAL, "the working directory must be absolute and outside /proc")

@@ -118,9 +118,9 @@ def parse(path: str, text: str) -> Policy:
 
 def load(path: str | None, seen: set[str]) -> Policy:
     """The policy of `path`, else of DEFAULT_PATH, else the built-in one. Raises SetupError."""
-    chosen = path or DEFAULT_PATH
-    if not path and not os.path.exists(chosen):
+    if not path and not os.path.lexists(DEFAULT_PATH):  # a link to nowhere is an error, below
         return parse(BUILT_IN, "")
+    chosen = os.path.realpath(path or DEFAULT_PATH)  # what is checked is what is opened
     try:
         trusted(chosen, seen)
         with open(chosen, "rb") as file:

@@ -11,7 +11,7 @@ import struct
 import tomllib
 
 TABLE = os.path.join(os.path.dirname(os.path.realpath(__file__)), "seccomp.toml")
-_IOCTL, _CLONE, _UNSHARE, _CLONE3 = 16, 56, 272, 435
+_IOCTL, _SOCKET, _CLONE, _UNSHARE, _CLONE3 = 16, 41, 56, 272, 435
 _NEW_NAMESPACE = 0x7E020000  # CLONE_NEW*: mount, cgroup, uts, ipc, user, pid, net
 _NEW_TIME = 0x80  # CLONE_NEWTIME, for unshare alone: in clone these bits are a signal
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # type into the terminal, paste into the console
@@ -46,4 +46,6 @@ def program() -> bytes:
     # clone3's flags lie in memory that a filter cannot see: ENOSYS makes libc fall back to clone.
     head += _deny(_CLONE3, errno.ENOSYS) + _deny_argument(_CLONE, _ARG0, _JSET, _NEW_NAMESPACE)
     head += _deny_argument(_UNSHARE, _ARG0, _JSET, _NEW_NAMESPACE | _NEW_TIME)
+    # Families past netlink, 16: vsock (40) reaches the hypervisor from any network namespace.
+    head += _deny_argument(_SOCKET, _ARG0, _JGE, 17)
     return head + _deny_argument(_IOCTL, _ARG1, _JEQ, _TIOCSTI, _TIOCLINUX) + _op(_RETURN, _ALLOW)

@@ -100,9 +100,8 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
             _exec(order)
         _init(main)
     except BaseException as error:
-        number = error.errno if isinstance(error, OSError) else None
         with suppress(OSError):  # already closed in the init, or the helper is gone
-            os.write(report_fd, STATUS.pack(stage, number or errno.EIO))
+            os.write(report_fd, STATUS.pack(stage, getattr(error, "errno", None) or errno.EIO))
     finally:
         os._exit(125)
 

@@ -1,5 +1,6 @@
 """Who calls: the one common name of a verified client certificate, and what that user may do."""
 
+import datetime
 import unicodedata
 from typing import NamedTuple
 
@@ -42,6 +43,9 @@ def caller_of(pem: bytes, admins: frozenset[str]) -> Caller:
         usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except (ValueError, x509.ExtensionNotFound):
         raise AuthError("the client certificate is malformed or has no extended key usage") from None
+    # TLS looks at it once, and a connection may stay for months.
+    if certificate.not_valid_after_utc <= datetime.datetime.now(datetime.UTC):
+        raise AuthError("the client certificate has expired since the connection was made: get a new one")
     if ExtendedKeyUsageOID.CLIENT_AUTH not in usages:
         raise AuthError("the certificate is not for clients: its extended key usage lacks clientAuth")
     if len(names) != 1:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from cryptography import x509
 
 from helper import wire
+from helper.wire import Stage
 from telehandler import helper_process, local
 from telehandler.errors import HelperRefused, TelehandlerError
 from telehandler.jobs import Jobs, Request
@@ -66,7 +67,7 @@ def machine(place: Place) -> Iterator[Finding]:
         rows = _verdict(place)
     except HelperRefused as refused:
         yield Finding("helper", True, f"starts: {command}")
-        yield Finding("job", False, f"an ordinary job would be refused: {refused}", "see the policy, --helper-policy")
+        yield Finding("job", False, f"an ordinary job would be refused: {refused}", _remedy(refused))
     else:
         yield Finding("helper", True, f"starts: {command}")
         yield Finding("job", True, f"an ordinary job may run, in the profile {rows.get('profile_name', '')}")
@@ -87,6 +88,12 @@ def security(place: Place) -> Iterator[Finding]:
     yield from _processes()
     yield from _server(place)
     yield from (finding for finding in _certificates(place) if finding.name == "S38")
+
+
+def _remedy(refused: HelperRefused) -> str:
+    if refused.stage != Stage.LIMIT:
+        return "see the policy, /etc/telehandler/policy.toml or --helper-policy"
+    return "give cgroup v2 the controller, or live without limits: --helper-policy contrib/policy-no-limits.toml"
 
 
 def _request(**changes: Any) -> Request:
@@ -139,7 +146,7 @@ def _refusal(place: Place, name: str, text: str, **changes: Any) -> Finding:
 def _protocol(place: Place) -> Iterator[Finding]:
     """A violation ends the helper; so does a stdin that is no socket. Its other habits show while it lives."""
     process, sock = helper_process.start(place.cgroup_root, place.policy, stderr=subprocess.DEVNULL)
-    helpers = _with_command("/helper", 0)
+    helpers = [pid for pid in _with_command("/helper", 0) if _descends(pid, process.pid)]
     with sock:
         limits = [_proc(pid, "limits") for pid in helpers]
         threads = [len(os.listdir(f"/proc/{pid}/task")) for pid in helpers]
@@ -286,6 +293,13 @@ def _with_command(word: str, uid: int | None = None) -> list[int]:
     return found
 
 
+def _descends(pid: int, ancestor: int) -> bool:
+    """Whether `pid` is `ancestor` or below it: sudo may stand between."""
+    while pid > 1 and pid != ancestor:
+        pid = int(_proc(pid, "status").partition("\nPPid:\t")[2].partition("\n")[0] or 0)
+    return pid == ancestor
+
+
 def _proc(pid: int, name: str) -> str:
     """A file of /proc, empty when its process has gone."""
     try:
@@ -299,6 +313,8 @@ def run(place: Place, what: Callable[[Place], Iterator[Finding]]) -> list[Findin
     found: list[Finding] = []
     try:
         found.extend(what(place))
+    except HelperRefused as refused:
+        found.append(Finding("job", False, str(refused), f"{_remedy(refused)}; nothing more can be seen before"))
     except (TelehandlerError, OSError, subprocess.TimeoutExpired, ValueError) as error:
         found.append(Finding("helper", False, str(error), "nothing more can be seen without it"))
     return found

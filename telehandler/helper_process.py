@@ -18,7 +18,9 @@ HELLO_TIMEOUT_S = 20.0
 def command(cgroup_root: str | None, policy: str | None) -> list[str]:
     """The helper's command line for this user. Raises HelperUnavailable with a remedy."""
     checkout, installed = Path(__file__).resolve().parent.parent / "helper", INSTALLED / "helper"
-    options = [*(("--cgroup-root", cgroup_root) if cgroup_root else ()), *(("--policy", policy) if policy else ())]
+    given = {"--cgroup-root": cgroup_root, "--policy": policy}
+    # Absolute: the helper runs in /.
+    options = [word for flag, path in given.items() if path for word in (flag, os.path.abspath(path))]
     if os.geteuid() == 0:
         # A checkout that is another user's is refused by the helper itself: take root's own then.
         own = checkout.stat().st_uid == 0 or not installed.exists()
@@ -27,7 +29,10 @@ def command(cgroup_root: str | None, policy: str | None) -> list[str]:
     if not options and wrapper.exists() and wrapper.stat().st_mode & stat.S_ISUID and os.access(wrapper, os.X_OK):
         return [str(wrapper)]
     if not installed.exists():
-        raise HelperUnavailable("the root helper is not installed: run `sudo make install`, or start this as root")
+        raise HelperUnavailable(
+            "the root helper is not installed: `make install-helper` does it for those who may use sudo, "
+            "`make install` for a group; or start this as root"
+        )
     if not shutil.which("sudo"):
         raise HelperUnavailable("there is no sudo and no setuid wrapper to start the root helper: start this as root")
     return ["sudo", "-n", PYTHON, "-I", "-S", str(installed), *options]
@@ -53,7 +58,7 @@ def start(
         if arguments[0] == "sudo" and status == 1:
             raise HelperUnavailable(
                 "sudo does not let this user start the root helper: install contrib/telehandler.sudoers as "
-                "/etc/sudoers.d/telehandler (`sudo make install` does), or start this as root"
+                "/etc/sudoers.d/telehandler (`make install-sudoers` does), or start this as root"
             )
         raise HelperUnavailable(f"the root helper did not start (exit status {status}); its message is above")
     ours.settimeout(None)

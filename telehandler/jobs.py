@@ -29,6 +29,7 @@ DEFAULT_ENV = {
 }
 DEFAULT_GRACE_S = 10.0
 MAX_GRACE_S = 3600.0
+_MAX_SHOWN = 200  # bytes of a command or directory in a message
 
 
 class Request(NamedTuple):
@@ -95,16 +96,23 @@ class Jobs:
         fallback = [] if request.cwd else [b"cwd_fallback /"]  # as in start
         return [*(b"env " + entry for entry in order.env), *await self._link.check(order), *fallback]
 
+    async def _start(self, order: Order, anywhere: bool) -> LiveJob:
+        """Starts it in /, if `anywhere` will do, where the server's own directory is hidden from jobs."""
+        try:
+            return await self._link.start(order)
+        except HelperRefused as refused:
+            if refused.stage != Stage.CHDIR or not anywhere:
+                raise
+            return await self._link.start(order._replace(cwd=b"/"))
+
     async def start(self, request: Request) -> Job:
         """A running job. Raises HelperRefused or HelperUnavailable."""
         uuid = uuids.uuid4()
         order = self._order(request, uuid)
         try:
-            live = await self._link.start(order)
+            live = await self._start(order, anywhere=not request.cwd)
         except HelperRefused as refused:
-            if refused.stage != Stage.CHDIR or request.cwd:
-                raise
-            live = await self._link.start(order._replace(cwd=b"/"))  # the server's own directory is hidden from jobs
+            raise _named(refused, request) from None
         record = Record(str(uuid), request.owner, request.argv, start_ns=time.time_ns(), job_uid=live.uid)
         if request.log_cap.max_bytes:
             policy = "drop" if request.log_cap.drop_oldest else "kill" if request.log_kill else "block"
@@ -291,3 +299,12 @@ def _ended(record: Record) -> Job:
     job = Job(record, None)
     job.ended.set()
     return job
+
+
+def _named(refused: HelperRefused, request: Request) -> HelperRefused:
+    """A refusal that says what the helper, which quotes no user, leaves out: the command or the directory."""
+    word = {Stage.EXEC: request.argv[0], Stage.CHDIR: request.cwd}.get(Stage(refused.stage))
+    if not word:
+        return refused
+    shown = repr(word[:_MAX_SHOWN].decode("utf-8", "backslashreplace"))
+    return HelperRefused(refused.stage, refused.errno, f"{refused}: {shown}")

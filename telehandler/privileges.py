@@ -9,6 +9,7 @@ import struct
 from telehandler.errors import TelehandlerError
 
 _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 24, 38
+_SYS_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING = 250, 1  # x86_64's, the helper's only machine
 _CAPSET_VERSION_3, _CAPSET_BYTES = 0x20080522, 24  # effective, permitted, inheritable: 64 bits each
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -46,8 +47,14 @@ def drop_to(user: pwd.struct_passwd) -> None:
 
 
 def lock_down() -> None:
-    """No capability, none to be gained, no core dump, no debugger. Ambient capabilities go with the permitted."""
+    """No capability, none to be gained, no core dump, no debugger, no keys of who started it.
+
+    Ambient capabilities go with the permitted.
+    """
     if _libc.capset(struct.pack("=Ii", _CAPSET_VERSION_3, 0), bytes(_CAPSET_BYTES)):
         raise TelehandlerError("capset failed")
+    # A session keyring is inherited, and who has it has the keys in it, whatever his uid: root's stay behind.
+    if _libc.syscall(_SYS_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
+        raise TelehandlerError("a keyring of its own cannot be made: the kernel or a seccomp filter denies keyctl")
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
         raise TelehandlerError("prctl failed: the kernel is too old")

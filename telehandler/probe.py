@@ -34,6 +34,9 @@ _CALLS: dict[str, tuple[int, ...]] = {  # x86_64's numbers, and arguments that d
     "clone user": (56, 0x10000011),
     "TIOCSTI": (16, 0, 0x5412),
     "TIOCLINUX": (16, 0, 0x541C),
+    "socket packet": (41, 17, 3),
+    "socket alg": (41, 38, 5),
+    "socket vsock": (41, 40, 1),
 }
 _libc = ctypes.CDLL(None, use_errno=True)
 

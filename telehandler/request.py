@@ -23,9 +23,7 @@ def size(text: str, what: str) -> int:
         value = int(float(digits) * _UNITS[unit])
     except (ValueError, KeyError, OverflowError):
         raise TelehandlerError(f"{what} {text!r} is not a size such as 512m or 2g") from None
-    if not 0 < value < 1 << 62:
-        raise TelehandlerError(f"{what} {text!r} must be more than 0")
-    return value
+    return _within(value, text, what)
 
 
 def duration_ms(text: str, what: str) -> int:
@@ -36,8 +34,12 @@ def duration_ms(text: str, what: str) -> int:
         value = round(float(digits) * _SECONDS[unit] * 1000)
     except (ValueError, KeyError, OverflowError):
         raise TelehandlerError(f"{what} {text!r} is not a time such as 90, 1.5s, 10m or 2h") from None
+    return _within(value, text, what)
+
+
+def _within(value: int, text: str, what: str) -> int:
     if not 0 < value < 1 << 62:
-        raise TelehandlerError(f"{what} {text!r} must be more than 0")
+        raise TelehandlerError(f"{what} {text!r} must be {'less' if value > 0 else 'more than 0'}")
     return value
 
 

@@ -113,7 +113,7 @@ def issue(
     *names: str,
     signer: str = "root",
     usage: x509.ObjectIdentifier | None = ExtendedKeyUsageOID.CLIENT_AUTH,
-    start: int = -1,
+    start: float = -1,
 ) -> Path:
     """`target`.pem and -key.pem for the common `names`, good for five days from day `start`.
 

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from telehandler import __version__
 from telehandler.errors import EXIT_OURS, TelehandlerError
 from telehandler.terminal import note
 
@@ -43,6 +44,7 @@ class LazyGroup(click.Group):
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+@click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Run commands in sandboxes of their own and stream their output.
 
@@ -68,7 +70,8 @@ def _run() -> int:
     except click.Abort:
         return EXIT_INTERRUPTED
     except click.ClickException as error:
-        note(error.format_message().replace("\n", " "))
+        bare = isinstance(error, click.exceptions.NoArgsIsHelpError)  # its message is the whole help
+        note("no command" if bare else error.format_message().replace("\n", " "))
         if isinstance(error, click.UsageError) and error.ctx:
             print(f"See '{error.ctx.command_path} --help'.", file=sys.stderr)
         return EXIT_OURS

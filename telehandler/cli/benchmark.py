@@ -41,7 +41,7 @@ def command(
     command: tuple[str, ...],
     **given: Any,
 ) -> None:
-    """Run COMMAND as one job, watch it many times at once, and compare what each watcher got.
+    """Run a job, watch it many times at once, compare the outputs.
 
     Each watcher has a connection of its own and writes all output to a file, over one of that name. The digests are
     compared with the server's. The exit code is 0 when every watcher got everything, else 1.

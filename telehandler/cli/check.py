@@ -23,9 +23,9 @@ _WORDS = {True: "ok", False: "MISSING", None: "not seen"}
 @options.connection
 @click.pass_context
 def command(context: click.Context, /, security: bool, output: str, **given: Any) -> None:
-    """Try what this machine and this installation can do, and say what is missing and how to mend it.
+    """Try this machine and this installation; say what is missing.
 
-    It starts the helper and short jobs of its own. The exit code is 1 when something is missing.
+    And how to mend it. It starts the helper and short jobs of its own. The exit code is 1 when something is missing.
     """
     from telehandler import check
 

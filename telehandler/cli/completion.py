@@ -7,7 +7,13 @@ import click
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(context: click.Context, shell: str) -> None:
-    """Print the completion script of SHELL, such as: source <(telehandler completion bash)."""
+    """Print a completion script for the shell.
+
+    \b
+    bash:  source <(telehandler completion bash)
+    zsh:   source <(telehandler completion zsh)
+    fish:  telehandler completion fish | source
+    """
     from click.shell_completion import get_completion_class
 
     found = get_completion_class(shell)

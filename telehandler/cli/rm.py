@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 @click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
 @click.pass_context
 def command(context: click.Context, /, force: bool, jobs: tuple[str, ...], **given: Any) -> None:
-    """Remove every JOB, which must have ended, with its output; print the names of those removed.
+    """Remove jobs that have ended, with their output.
 
-    JOB is a job's name, its UUID, or as much of that as is unique. The exit code is 125 when one could not be removed;
-    the others are.
+    Prints the names of those removed. JOB is a job's name, its UUID, or as much of that as is unique. The exit code is
+    125 when one could not be removed; the others are.
     """
 
     def remove(client: "Client", name: str) -> int:

@@ -32,7 +32,7 @@ def command(output: str, job: str | None, **given: Any) -> None:
         return
     shown["command"] = shlex.join(shown["command"])
     for key, value in shown.items():
-        print(f"{key.replace('_', ' '):<18} {printable(str(value))}")
+        print(f"{key.replace('_', ' '):<18} {'-' if value is None else printable(str(value))}")
 
 
 def fields(status: "pb.JobStatus") -> dict[str, Any]:

@@ -26,7 +26,7 @@ def _number(context: click.Context, parameter: click.Parameter, value: str) -> i
 )
 @click.argument("job", required=False)
 def command(number: int, stop_timeout: float, job: str | None, **given: Any) -> None:
-    """Stop a job, and everything it started; returns when it has ended.
+    """Stop a job and all that it started; wait for its end.
 
     JOB is a job's name, its UUID, or as much of that as is unique; without it, the one of the jidfile.
     """

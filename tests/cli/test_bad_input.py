@@ -40,6 +40,8 @@ def pair(server: Server, user: str = "client", root: str = "root") -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
+        ([], "no command\nSee"),
+        (["client"], "no command\nSee"),
         (["client", "run"], "no command"),
         (["local"], "no command"),
         (["client", "run", "--", ""], "cannot be read"),
@@ -47,6 +49,7 @@ def pair(server: Server, user: str = "client", root: str = "root") -> list[str]:
         (["bogus"], "bogus"),
         (["client", "bogus"], "bogus"),
         (["help", "client", "bogus"], "bogus"),
+        (["client", "help", "bogus"], "See 'telehandler client --help'"),
         (["completion", "tcsh"], "tcsh"),
         (["client", "stop", "--stop-signal", "NOPE"], "NOPE"),
         (["client", "stop", "--stop-timeout", "-1"], "--stop-timeout"),
@@ -59,6 +62,8 @@ def pair(server: Server, user: str = "client", root: str = "root") -> list[str]:
         (["server", "--keep-age", "soon"], "--keep-age 'soon' is not a time"),
         (["server", "--keep-bytes", "0"], "--keep-bytes '0' must be more than 0"),
         (["client", "run", "-m", "many", "ls"], "512m"),
+        (["client", "run", "-m", "9000000t", "ls"], "must be less"),
+        (["client", "run", "--timeout", "1e17", "ls"], "must be less"),
         (["client", "run", "--cpus", "0", "ls"], "--cpus"),
         (["client", "run", "--pids-limit", "0", "ls"], "--pids-limit"),
         (["client", "run", "--device-read-iops", "0", "ls"], "--device-read-iops"),
@@ -158,7 +163,7 @@ def test_a_list_that_nobody_reads_to_its_end(server: Server) -> None:
 
 def test_a_profile_that_is_not_there(server: Server, tmp_path: Path) -> None:
     words = ["client", "run", "-s", f"localhost:{server.port}", *pair(server), "-j", str(tmp_path / "id")]
-    refused(telehandler(*words, "--profile", "nope", "true"), "profiles are: host")
+    refused(telehandler(*words, "--profile", "nope", "true"), "the policy has: host")
     refused(telehandler(*words, "-m", "999999g", "true"), "over", "the policy's maximum")
     refused(telehandler(*words, "-w", "relative", "true"), "absolute")
 
@@ -190,6 +195,25 @@ def test_a_server_without_certificates(tmp_path: Path, as_root: None) -> None:
     refused(telehandler("server", cwd=tmp_path), "ssl/server.pem cannot be read", "make certs")
     refused(telehandler("server", "--user", "root", cwd=tmp_path), "never runs as root")
     refused(telehandler("server", "--user", "no-such-user", cwd=tmp_path), "no user no-such-user")
+
+
+def test_a_directory_of_roots_is_not_taken_for_the_state(server: Server, policy: Path, place: Path) -> None:
+    """A slip such as --state-dir /var/lib must leave it as it is; an empty one, made for this, is taken."""
+    full = place / "full"
+    (full / "of-roots").mkdir(parents=True)
+    before = full.stat()
+    files = [word for flag, name in (("-c", "server.pem"), ("-k", "server-key.pem"), ("-r", "root.pem"))
+             for word in (flag, str(server.ssl / name))]  # fmt: skip
+    words = ["server", "-l", "127.0.0.1:0", *files, "--helper-policy", str(policy), "--state-dir"]
+    refused(telehandler(*words, str(full)), "is root's and not empty", "--state-dir")
+    after = full.stat()
+    assert (after.st_uid, after.st_mode) == (before.st_uid, before.st_mode)
+
+
+def test_a_relative_path_is_the_users_own(policy: Path, as_root: None) -> None:
+    """The helper runs in another directory, and would refuse it."""
+    done = telehandler("local", "--helper-policy", policy.name, "--", "echo", "here", cwd=policy.parent)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "here\n", "")
 
 
 def test_no_cgroup_v2(policy: Path, tmp_path: Path, as_root: None) -> None:
@@ -248,12 +272,17 @@ def test_config_file_between_environment_and_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["help"], ["help", "client", "run"], ["client", "run", "--help"], ["version"]]
+    "words",
+    [
+        *(["--help"], ["help"], ["client", "--help"], ["version"], ["--version"]),
+        *(["help", "client", "run"], ["client", "help", "run"], ["client", "run", "--help"]),
+    ],
 )
 def test_help_is_on_stdout_and_costs_no_grpc(words: list[str]) -> None:
     done = telehandler(*words)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
+    assert "..." not in done.stdout.partition("Commands:")[2]  # each line is whole on 80 columns
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -261,3 +290,21 @@ def test_completion(shell: str) -> None:
     done = telehandler("completion", shell)
     assert (done.returncode, done.stderr) == (0, "")
     assert "_TELEHANDLER_COMPLETE" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["client", "w"], ["watch", "wait"]),
+        (["client", "run", "--mem"], ["--memory"]),
+        (["completion", ""], ["bash", "zsh", "fish"]),
+        (["help", "client", "st"], ["stop", "status"]),
+        (["help", "ver"], ["version"]),
+    ],
+)
+def test_what_completion_offers(typed: list[str], words: list[str]) -> None:
+    """As the script of bash asks; by the command's own name, since click finds its variable by that."""
+    asked = {"_TELEHANDLER_COMPLETE": "bash_complete", "COMP_CWORD": str(len(typed))}
+    done = telehandler(env=asked | {"COMP_WORDS": " ".join(["telehandler", *typed])})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == [f"plain,{word}" for word in words]

@@ -75,8 +75,8 @@ def test_stdout_and_stderr_are_told_apart(server: Server) -> None:
         (["sh", "-c", "exit 7"], 7, b""),
         (["sh", "-c", "kill -KILL $$"], 137, b"SIGKILL"),
         (["sh", "-c", "kill -TERM $$"], 143, b"SIGTERM"),
-        (["no-such-command"], 127, b"No such file"),
-        (["/etc/passwd"], 126, b"Permission denied"),
+        (["no-such-command"], 127, b"No such file or directory: 'no-such-command'"),
+        (["/etc/passwd"], 126, b"Permission denied: '/etc/passwd'"),
         (["-c"], 125, b"our flags go before"),
     ],
 )
@@ -180,7 +180,7 @@ def test_the_servers_directory_is_the_jobs_where_it_may_be_seen(server: Server) 
     assert server.client("run", "-w", "/usr/bin", "--", "pwd").stdout == b"/usr/bin\n"
     refused = server.client("run", "-w", "/no/such", "--", "pwd")
     assert refused.returncode == 125
-    assert b"chdir" in refused.stderr
+    assert b"chdir: No such file or directory: '/no/such'" in refused.stderr
 
 
 def test_environment_is_built_from_empty(server: Server) -> None:

@@ -251,7 +251,7 @@ def test_a_timeout_asks_first_and_kills_after_the_grace(policy: Path) -> None:
     with Helper(policy) as helper:
         began = time.monotonic()
         polite = helper.start("sleep", "100", timeout_ms=300)
-        deaf = helper.start("sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done", timeout_ms=300)
+        deaf = helper.start("sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done", timeout_ms=3000)
         facts = helper.finish(polite).facts
         assert (facts["signal"], facts["timed_out"], facts["killed"]) == (signal.SIGTERM, 1, 0)
         assert 0.3 <= time.monotonic() - began < GRACE_S

@@ -54,3 +54,20 @@ def test_the_policies_that_are_shipped_are_accepted(place: Path) -> None:
     for path in sorted((ROOT / "contrib").glob("policy*.toml")):
         with Helper(write_policy(place, "shipped", path.read_text())) as helper:
             assert helper.welcome["profiles"] == [b"host"]
+
+
+@pytest.mark.usefixtures("as_root")
+def test_a_link_is_read_where_it_leads_and_one_to_nowhere_is_an_error(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The built-in policy stands in for a file that is absent, not for one that has gone missing."""
+    link = place / "linked.toml"
+    link.symlink_to(place / "nowhere.toml")
+    monkeypatch.setattr(policy, "DEFAULT_PATH", str(link))
+    with pytest.raises(policy.SetupError, match="cannot be read"):
+        policy.load(None, set())
+    write_policy(place, "nowhere", "max_jobs = 0\n")
+    with pytest.raises(policy.SetupError, match=r"nowhere\.toml, line 1: max_jobs"):
+        policy.load(None, set())
+    link.unlink()
+    assert policy.load(None, set()) == policy.parse("", "")

@@ -161,6 +161,28 @@ def test_s13_the_server_is_not_told_to_serve_as_root(place: Path, ssl: Path, pol
     assert not server.state.exists()
 
 
+# Puts a key into the session keyring, as a login or a mount may, gives up root or not, looks for it.
+KEYS = """
+import ctypes, errno, pwd, sys
+from telehandler import privileges
+libc = ctypes.CDLL(None, use_errno=True)
+SESSION, ADD_KEY, KEYCTL, JOIN, SEARCH = -3, 248, 250, 1, 10
+assert libc.syscall(KEYCTL, JOIN, None) > 0
+assert libc.syscall(ADD_KEY, b"user", b"telehandler-test", b"secret", 6, SESSION) > 0
+if sys.argv[1] == "drop":
+    privileges.drop_to(pwd.getpwnam("nobody"))
+found = libc.syscall(KEYCTL, SEARCH, SESSION, b"user", b"telehandler-test", 0)
+print("found" if found > 0 else errno.errorcode[ctypes.get_errno()])
+"""
+
+
+@pytest.mark.parametrize(("what", "expected"), [("keep", "found\n"), ("drop", "ENOKEY\n")])
+def test_s13_the_keys_of_who_started_it_stay_behind(what: str, expected: str) -> None:
+    command = [sys.executable, "-c", KEYS, what]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == (expected, "")
+
+
 def test_s12_the_apis_user_cannot_touch_the_helper(server: Server, policy: Path) -> None:
     """As root the same attempts succeed: it is the user that stops them."""
     children = server.children()

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from edge import METHODS, ORIGINAL, SERVICE, Caller, issue
-from servers import Server
+from servers import Server, wait_until
 
 from telehandler.pb import telehandler_pb2 as pb
 
@@ -67,6 +67,19 @@ def test_s36_certificates(
         answer = caller.call(f"/{SERVICE}/StartJob", pb.StartJobRequest(argv=[b"true"]))
     assert (answer.code, bool(answer.bodies)) == (code, code is OK), answer
     assert words in answer.details
+
+
+def test_s36_no_call_is_served_when_the_certificate_has_ended(server: Server, ssl: Path, tmp_path: Path) -> None:
+    """The connection was made while it was good."""
+    soon = issue(ssl, tmp_path / "soon", "mallory", start=-5 + 8 / 86400)
+    with Caller(server, soon) as caller:
+        assert caller.status(f"users/mallory/jobs/{uuid.uuid4()}").code is NOT_FOUND
+
+        def refused() -> bool:
+            answer = caller.status(f"users/mallory/jobs/{uuid.uuid4()}")
+            return answer.code is UNAUTHENTICATED and "has expired" in answer.details
+
+        wait_until("its calls are refused", refused)
 
 
 def test_s36_no_certificate(server: Server) -> None:
