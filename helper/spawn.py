@@ -140,8 +140,7 @@ def _exec(order: Order) -> NoReturn:
 
 def _init(main: int) -> NoReturn:
     """pid 1: reaps orphans, passes signals on, ends with the main process; the kernel ends the rest."""
-    for fd in (0, 1, 2, _STATUS_FD):
-        os.close(fd)
+    os.closerange(0, _RESULT_FD)
     while True:
         number = signal.sigwaitinfo(_ALL).si_signo
         if number != signal.SIGCHLD:
