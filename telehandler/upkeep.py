@@ -20,6 +20,7 @@ KILL_S = 10.0  # for the api to kill every job and tell its watchers
 EXIT_HELPER = 1
 MAX_API_FAILURES, MAX_HELPER_DEATHS, WINDOW_S = 10, 5, 60.0
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.1, 5.0
+_MAX_WAIT_S = 3600.0
 
 
 class Restarts:
@@ -109,8 +110,8 @@ class Upkeep:
         if self._link_lives:
             poll.register(self._helpers.link, 0)  # for POLLHUP: its messages are the api's
         due = min(self._api_due, self._helper_due, self._ending_due, *(api.deadline for api in self._apis()), math.inf)
-        timeout_ms = None if due == math.inf else max(0, math.ceil((due - time.monotonic()) * 1000))
-        ready = [fd for fd, _ in poll.poll(timeout_ms)]
+        timeout_s = min(max(due - time.monotonic(), 0), _MAX_WAIT_S)
+        ready = [fd for fd, _ in poll.poll(math.ceil(timeout_s * 1000))]
         if self._wake_fd in ready:
             for number in os.read(self._wake_fd, 64):
                 self._on_signal(number)

@@ -111,8 +111,6 @@ def test_s3_fds_for_nobody_are_closed_and_nothing_grows() -> None:
     """Replies to requests that were never made, or that an api before this one made: the link lives on."""
 
     async def test(link: HelperLink, theirs: socket.socket) -> None:
-        exited = asyncio.Event()
-        link.on_exited = lambda facts: exited.set()
         before = len(os.listdir("/proc/self/fd"))
         for number in range(2000):
             while True:
@@ -123,7 +121,7 @@ def test_s3_fds_for_nobody_are_closed_and_nothing_grows() -> None:
                     await asyncio.sleep(0)
         facts = dict.fromkeys(wire.LAYOUT[Type.EXITED][1].split(), 0)
         await asyncio.get_running_loop().sock_sendall(theirs, wire.pack(Type.EXITED, 0, **facts))
-        await asyncio.wait_for(exited.wait(), 10)
+        await asyncio.wait_for(link.exited(0), 10)
         assert len(os.listdir("/proc/self/fd")) == before
 
     _with_peer(test)
