@@ -6,6 +6,7 @@ See the kernel's Documentation/admin-guide/cgroup-v2.rst. Names come from job ha
 import errno
 import fcntl
 import os
+import select
 import stat
 import time
 from contextlib import suppress
@@ -84,9 +85,12 @@ def remove(path: str) -> bool:
 def end(dir_fd: int, path: str) -> None:
     """Kills everything in a cgroup and below, and removes it once all of that is dead."""
     kill(dir_fd)
-    deadline = time.monotonic() + _END_DEADLINE_S
-    while not remove(path) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    poll, deadline = select.poll(), time.monotonic() + _END_DEADLINE_S
+    with open(os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd), "rb") as events:
+        poll.register(events, select.POLLPRI)
+        while b"populated 1" in os.pread(events.fileno(), 256, 0) and time.monotonic() < deadline:
+            poll.poll(_END_DEADLINE_S * 1000)
+    remove(path)
 
 
 def disks(paths: list[str]) -> list[str]:

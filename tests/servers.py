@@ -140,9 +140,8 @@ class Server:
                 continue  # it has just ended
             if b"telehandler.api" in line:
                 found["api"] = pid
-            elif b"/helper\0" in line and b"python3\0" in line.split(b"/")[-1] + line and not line.startswith(b"sudo"):
-                if names:
-                    found[names.pop(0)] = pid
+            elif names and b"/helper\0" in line and b"python3\0" in line and not line.startswith(b"sudo"):
+                found[names.pop(0)] = pid
         return found
 
     def client(
