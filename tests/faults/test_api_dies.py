@@ -134,6 +134,7 @@ def test_r1_a_stop_goes_on_when_the_api_dies_in_it(make_server: Callable[..., Se
     os.kill(api, signal.SIGKILL)
     for stop in stops:
         stop.wait(60)
+    wait_until("it answers", lambda: server.client("ls").returncode == 0)
     assert server.client("wait", heeds).returncode == 0
     assert server.client("wait", ignores).returncode == 137
     for name in grace:
