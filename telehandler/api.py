@@ -100,7 +100,8 @@ async def _serve(
     server.add_generic_rpc_handlers(tuple(service.handlers()))
     address = _listen(server, spec["listen"], credentials)
     await server.start()
-    print(f"telehandler: listening on {address}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads any more
+        print(f"telehandler: listening on {address}", file=sys.stderr, flush=True)
     control.send(supervisor, "serving")
     supervisor.setblocking(False)
     orders: set[asyncio.Task[None]] = set()

@@ -14,7 +14,8 @@ A SOCK_SEQPACKET socketpair; one datagram is one JSON object of at most MAX_MESS
 | ready | the spec is good: a link may come |
 | serving | it listens |
 
-The end of the channel is the end of the process at its other end.
+The end of the channel is the end of the process at its other end. The supervisor takes nothing else from an api, which
+may have been taken over: an api that says anything else is ended.
 """
 
 import json
@@ -60,7 +61,7 @@ def receive(sock: socket.socket) -> Message | None:
         kind, spec = fields["kind"], fields["spec"]
         if not whole or len(passed) != _FDS[kind] or not isinstance(spec, dict):
             raise ValueError
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         fds.close_all(passed)
         raise TelehandlerError("the control channel of server and api carries what is no message") from None
     return Message(kind, spec, passed[0] if passed else -1)

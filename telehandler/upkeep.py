@@ -3,6 +3,7 @@
 One loop over signals, ends of processes, messages of the api, and times at which something is due.
 """
 
+import contextlib
 import math
 import os
 import select
@@ -95,7 +96,7 @@ class Upkeep:
             self._start_helper()
         if self._api_due <= now:
             self._api_due = math.inf
-            self._api = Api(self._spec, self._files, self._paths)
+            self._start_api()
 
     def _wait(self) -> None:
         """For the next event, and acts on it."""
@@ -149,8 +150,9 @@ class Upkeep:
         status = api.wait()
         if api is self._next:
             self._next = None
-            _say("the new api cannot start, for the reason above: the one before goes on")
-            return api.files.close()
+            if api.files is not self._files:
+                api.files.close()
+            return _say("the new api cannot start, for the reason above: the one before goes on")
         self._api = None
         if self._killing or (self._draining and status == 0 and not api.handing_over):
             self._status = 0
@@ -183,10 +185,21 @@ class Upkeep:
         if self._draining:
             api.tell("drain")
 
+    def _start_api(self) -> None:
+        try:
+            self._api = Api(self._spec, self._files, self._paths)
+        except OSError as error:  # such as no process to be had: the jobs are none the worse for it
+            _say(f"the api cannot be started now: {error}")
+            self._api_due = time.monotonic() + self._api_restarts.pause_s(False)
+
     def _start_helper(self) -> None:
         self._helper_due = math.inf
         try:
             self._helpers.start()
+        except OSError as error:
+            _say(f"the root helper cannot be started now: {error}")
+            self._helper_due = time.monotonic() + self._helper_restarts.pause_s(False)
+            return
         except HelperUnavailable as error:
             _say(str(error))
             self._status = EXIT_HELPER
@@ -206,12 +219,12 @@ class Upkeep:
                 _say("SIGHUP: without root the certificate and its key cannot be read anew: the copies before stay")
             else:
                 files = Files(*self._names)
-        except TelehandlerError as error:
-            return _say(f"SIGHUP: {error}; the api before goes on, with the certificate before")
-        if self._api:
-            self._next = Api(self._spec, files, self._paths)
-        else:
-            self._files, self._api_due = files, time.monotonic()
+            if self._api:
+                self._next = Api(self._spec, files, self._paths)
+            else:
+                self._files, self._api_due = files, time.monotonic()
+        except (TelehandlerError, OSError) as error:
+            _say(f"SIGHUP: {error}; the api before goes on, with the certificate before")
 
     def _take_place(self, api: Api) -> None:
         self._api, self._next = api, None
@@ -232,7 +245,8 @@ class Upkeep:
 
 
 def _say(text: str) -> None:
-    print(f"telehandler: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads any more, as after a terminal was closed
+        print(f"telehandler: {text}", file=sys.stderr, flush=True)
 
 
 def _catch_signals() -> int:
