@@ -16,6 +16,7 @@ from telehandler.errors import HelperUnavailable
 INSTALLED = Path("/usr/local/lib/telehandler")
 PYTHON = "/usr/bin/python3"
 HELLO_TIMEOUT_S = 20.0
+_TRIES = 3  # a helper may be killed before it answers
 
 
 def command(cgroup_root: str | None, policy: str | None) -> list[str]:
@@ -43,7 +44,8 @@ def start(
     arguments = command(cgroup_root, policy)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     process = _run(arguments, theirs, stderr)
-    _greet(ours, process, arguments)
+    if not _greeted(ours):
+        raise HelperUnavailable(_not_started(arguments, _status(process)))
     return process, ours
 
 
@@ -56,8 +58,9 @@ class Helpers:
 
     def __init__(self, cgroup_root: str | None, policy: str | None) -> None:
         self._arguments = command(cgroup_root, policy)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None  # the keeper, or the last helper
         self._keeper: socket.socket | None = None
+        self._running = False  # one has been
         self.link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # until the first helper's
         if os.geteuid() == 0:
             self._keeper, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -69,20 +72,22 @@ class Helpers:
 
         Raises HelperUnavailable, also when the one before ended by itself: the next would too.
         """
-        if self._keeper:
-            ours = self._ask_keeper(self._keeper)
-        else:
-            if self._process and not _by_signal(self._process.wait(HELLO_TIMEOUT_S)):
-                raise HelperUnavailable(_ended(self._process.returncode))
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._process = _run(self._arguments, theirs)
-        assert self._process is not None
-        _greet(ours, self._process, self._arguments)
-        self.link.close()
-        self.link = ours
+        for _ in range(_TRIES):
+            ours = self._next_of_keeper(self._keeper) if self._keeper else self._next()
+            if _greeted(ours):
+                self.link.close()
+                self.link, self._running = ours, True
+                return
+        raise HelperUnavailable(f"the root helper was killed {_TRIES} times before it answered")
 
-    def _ask_keeper(self, keeper: socket.socket) -> socket.socket:
-        assert self._process is not None
+    def _next(self) -> socket.socket:
+        if self._process and (status := _status(self._process)) >= 0:  # sudo sends itself its command's signal
+            raise HelperUnavailable(self._ended(status))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._process = _run(self._arguments, theirs)
+        return ours
+
+    def _next_of_keeper(self, keeper: socket.socket) -> socket.socket:
         passed: list[int] = []
         try:
             keeper.send(b"L")
@@ -93,7 +98,13 @@ class Helpers:
             return socket.socket(fileno=passed[0])
         fds.close_all(passed)
         keeper.close()  # its end, if it is there at all
-        raise HelperUnavailable(_ended(self._process.wait(HELLO_TIMEOUT_S)))
+        assert self._process is not None
+        raise HelperUnavailable(self._ended(_status(self._process)))
+
+    def _ended(self, status: int) -> str:
+        if not self._running:
+            return _not_started(self._arguments, status)
+        return f"the root helper has ended by itself (exit status {status}), so it is not started again"
 
     def end(self, timeout_s: float) -> bool:
         """Has the helper kill every job and end; whether it did so in time."""
@@ -122,33 +133,32 @@ def _run(arguments: list[str], stdin: socket.socket, stderr: int | None = None) 
         )
 
 
-def _greet(ours: socket.socket, process: "subprocess.Popen[bytes]", arguments: list[str]) -> None:
-    """HELLO and its answer; else raises HelperUnavailable, with the socket closed."""
+def _greeted(ours: socket.socket) -> bool:
+    """HELLO and its answer; without one, the socket is closed, which ends the helper if it lives."""
     try:
         ours.settimeout(HELLO_TIMEOUT_S)
         ours.send(wire.pack(wire.Type.HELLO, 0))
         greeted = wire.unpack(ours.recv(wire.MAX_MESSAGE)).type is wire.Type.WELCOME
+        ours.settimeout(None)
     except (OSError, wire.WireError):
         greeted = False
-    if greeted:
-        return ours.settimeout(None)
-    ours.close()
+    if not greeted:
+        ours.close()
+    return greeted
+
+
+def _status(process: "subprocess.Popen[bytes]") -> int:
+    """The exit status of what has closed its socket. Raises HelperUnavailable when it does not end."""
     try:
-        status = process.wait(HELLO_TIMEOUT_S)
+        return process.wait(HELLO_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        raise HelperUnavailable("the root helper does not answer") from None
+        raise HelperUnavailable("the root helper neither answers nor ends") from None
+
+
+def _not_started(arguments: list[str], status: int) -> str:
     if arguments[0] == "sudo" and status == 1:
-        raise HelperUnavailable(
+        return (
             "sudo does not let this user start the root helper: install contrib/telehandler.sudoers as "
             "/etc/sudoers.d/telehandler (`sudo make install` does), or start this as root"
         )
-    raise HelperUnavailable(f"the root helper did not start (exit status {status}); its message is above")
-
-
-def _by_signal(status: int) -> bool:
-    """sudo sends itself the signal that ended its command."""
-    return status < 0
-
-
-def _ended(status: int) -> str:
-    return f"the root helper has ended by itself (exit status {status}), so it is not started again; see its message"
+    return f"the root helper did not start (exit status {status}); its message is above"

@@ -183,7 +183,7 @@ def test_r2_a_helper_that_dies_again_and_again_ends_the_server(make_server: Call
 
     wait_until("the server gives up", gone)
     assert server.process.returncode == 1
-    assert len(seen) == 5
+    assert len(seen) >= 5  # more when one was killed before it had answered
     assert "the root helper died 5 times in 60 s: giving up" in log(server)
     assert "Traceback" not in log(server)
 
