@@ -160,6 +160,8 @@ def test_s3_what_an_api_before_left_in_the_socket_is_told_apart() -> None:
         assert facts is not None
         assert facts["exit_code"] == 7
         assert not link.exited(3).done()
+        with pytest.raises(BlockingIOError):  # not even a KILL of the other's job, which ADOPT may bring
+            theirs.recv(wire.MAX_MESSAGE)
         for _, live in adopted:
             live.close()
         assert len(os.listdir("/proc/self/fd")) == before
