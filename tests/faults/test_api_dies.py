@@ -60,6 +60,7 @@ class Watcher(threading.Thread):
         self._name = name
         self._hashes = {stream: hashlib.sha256() for stream in Stream}
         self.ends: list[End] = []
+        self.bytes = 0
         self.error = ""
         self.start()
 
@@ -69,6 +70,7 @@ class Watcher(threading.Thread):
             for output in self._client.watch(request, True, self.ends, lambda text: None):
                 assert not output.gap_bytes
                 self._hashes[Stream(output.stream)].update(output.data)
+                self.bytes += len(output.data)
         except Exception as error:
             self.error = repr(error)
         self._client.close()
@@ -94,6 +96,7 @@ def test_r1_fifty_jobs_write_while_the_api_is_killed_again_and_again(
             commands.append(subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=err))
     files = [tmp_path / f"{number}.out" for number in range(JOBS - BY_COMMAND, JOBS)]
     wait_until("the commands are connected", lambda: all(file.stat().st_size for file in files))
+    wait_until("the watchers are connected", lambda: all(watcher.bytes for watcher in watchers))
     dice, kills = random.Random(SEED), 0
     end = time.monotonic() + 120
     while any(watcher.is_alive() for watcher in watchers) or any(process.poll() is None for process in commands):
