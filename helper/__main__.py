@@ -26,7 +26,6 @@ from helper.monitor import Monitor  # noqa: E402
 from helper.wire import WireError  # noqa: E402
 
 EXIT_SETUP, EXIT_VIOLATION = 125, 3
-_USAGE = "usage: telehandler-helper [--cgroup-root DIR] [--policy FILE]"
 
 
 def log(message: str) -> None:
@@ -40,7 +39,7 @@ def _options(arguments: list[str]) -> dict[str, str]:
     options = dict(zip(arguments[::2], arguments[1::2], strict=False))
     absolute = all(map(os.path.isabs, options.values()))
     if len(arguments) % 2 or not absolute or not options.keys() <= {"--cgroup-root", "--policy"}:
-        raise policy.SetupError(_USAGE)
+        raise policy.SetupError("usage: telehandler-helper [--cgroup-root DIR] [--policy FILE]")
     return options
 
 
@@ -54,7 +53,8 @@ def _socket(allowed_uids: list[int]) -> socket.socket:
     # Root, the caller of the setuid wrapper, the user behind sudo: who started us holds the other end.
     callers = {0, os.getuid(), int(os.environ.get("SUDO_UID", "0"))}
     uid = struct.unpack("3i", credentials)[1]
-    if uid not in callers or (allowed_uids and uid not in allowed_uids):
+    keeper_for_others = sock.type is socket.SOCK_STREAM and callers != {0}
+    if uid not in callers or (allowed_uids and uid not in allowed_uids) or keeper_for_others:
         raise policy.SetupError(f"uid {uid} may not use the helper: see allowed_uids in the policy")
     return sock
 
@@ -70,8 +70,27 @@ def _catch_signals() -> int:
     return read_fd
 
 
-def _set_up(arguments: list[str]) -> Monitor:
-    options = _options(arguments)
+def _keep(control: socket.socket) -> int:
+    """The keeper, for a server that was root: starts a helper for each byte it reads, one after the other.
+
+    It sends the other end of the helper's socket, and reads on once that helper was killed by a signal. Returns the
+    status of one that ended otherwise, which would do so again; 0 when the server is gone.
+    """
+    while control.recv(1):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            socket.send_fds(control, [b"L"], [ours.fileno()])
+            # The helper's end takes the place of our control socket; every other fd closes on exec.
+            actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)]
+            pid = os.posix_spawn(sys.executable, sys.orig_argv, {}, file_actions=actions)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])  # a signal as a negative number
+        if status >= 0:
+            return status
+    return 0
+
+
+def _set_up(options: dict[str, str]) -> tuple[socket.socket, policy.Policy, int]:
+    """fd 0, the policy, and the fd that tells of SIGTERM."""
     if os.geteuid() != 0:
         raise policy.SetupError("the helper must run as root: by sudo, the setuid wrapper, or from a root shell")
     if os.uname().machine != "x86_64":
@@ -89,15 +108,17 @@ def _set_up(arguments: list[str]) -> Monitor:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each job holds up to eight fds
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal_fd = _catch_signals()
-    base = cgroup.Base(cgroup.find_root(options.get("--cgroup-root", rules.cgroup_root)))
-    return Monitor(sock, rules, base, signal_fd)
+    return sock, rules, _catch_signals()
 
 
 def main() -> int:
     """The exit status: 0 after EOF or SIGTERM, 3 after a violation, 125 when it could not start."""
     try:
-        monitor = _set_up(sys.argv[1:])
+        options = _options(sys.argv[1:])
+        sock, rules, signal_fd = _set_up(options)
+        if sock.type is socket.SOCK_STREAM:
+            return _keep(sock)
+        monitor = Monitor(sock, rules, cgroup.Base(options.get("--cgroup-root", rules.cgroup_root)), signal_fd)
     except (policy.SetupError, OSError) as error:
         log(str(error))
         return EXIT_SETUP

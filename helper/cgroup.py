@@ -6,7 +6,9 @@ See the kernel's Documentation/admin-guide/cgroup-v2.rst. Names come from job ha
 import errno
 import fcntl
 import os
+import select
 import stat
+import time
 from contextlib import suppress
 
 from helper.policy import CONTROLLERS, Refusal, SetupError
@@ -15,6 +17,7 @@ from helper.wire import Stage
 _PREFIX = "telehandler."
 _CPU_PERIOD_USEC = 100_000
 _READ_BOUND = 64 * 1024
+_END_DEADLINE_S = 10.0  # for the kernel to end what was killed
 # Controller, file, value: `{}` are limits by name, a job's disk, and the quota in each period.
 _ROWS = (
     ("cpu", "cpu.max", f"{{cpu_quota}} {_CPU_PERIOD_USEC}"),
@@ -34,10 +37,9 @@ def find_root(wanted: str) -> str:
     if os.path.exists(f"{wanted}/cgroup.controllers"):
         return wanted
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [line.split() for line in file]
-    for row in rows:
-        if row[row.index("-") + 1] == "cgroup2" and row[4].startswith(wanted.rstrip("/") + "/"):
-            return row[4]
+        for row in map(str.split, file):
+            if row[row.index("-") + 1] == "cgroup2" and row[4].startswith(wanted.rstrip("/") + "/"):
+                return row[4]
     raise SetupError(f"no cgroup v2 at or below {wanted}: mount cgroup2 there, or name another with --cgroup-root")
 
 
@@ -54,11 +56,10 @@ def read(dir_fd: int, name: str) -> str:
 
 def number(dir_fd: int, name: str, key: str = "") -> int:
     """A figure of a flat-keyed file, or of a single-value file with no `key`; 0 when absent."""
-    try:
+    with suppress(FileNotFoundError):  # its controller is not on
         words = read(dir_fd, name).split()
-    except FileNotFoundError:  # its controller is not on
-        return 0
-    return int(words[words.index(key) + 1 if key else 0])
+        return int(words[words.index(key) + 1 if key else 0])
+    return 0
 
 
 def kill(dir_fd: int) -> None:
@@ -81,6 +82,17 @@ def remove(path: str) -> bool:
     return not os.path.exists(path)
 
 
+def end(dir_fd: int, path: str) -> None:
+    """Kills everything in a cgroup and below, and removes it once all of that is dead."""
+    kill(dir_fd)
+    poll, deadline = select.poll(), time.monotonic() + _END_DEADLINE_S
+    with open(os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd), "rb") as events:
+        poll.register(events, select.POLLPRI)
+        while b"populated 1" in os.pread(events.fileno(), 256, 0) and time.monotonic() < deadline:
+            poll.poll(_END_DEADLINE_S * 1000)
+    remove(path)
+
+
 def disks(paths: list[str]) -> list[str]:
     """MAJ:MIN of the whole disks that back `paths`, or that they are, when they are device nodes."""
     found = set()
@@ -96,8 +108,8 @@ def disks(paths: list[str]) -> list[str]:
 class Base:
     """The helper's directory `telehandler.PID`, locked so that no other helper sweeps it."""
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(self, wanted: str) -> None:
+        self.root = root = find_root(wanted)
         for name in os.listdir(root):
             if name.startswith(_PREFIX):
                 _sweep(f"{root}/{name}")
@@ -142,12 +154,8 @@ class Base:
             text += "the policy's allow_missing_controllers can allow jobs without it"
             raise Refusal(Stage.LIMIT, errno.EOPNOTSUPP, text)
         quota = limits["cpu_millis"] * _CPU_PERIOD_USEC // 1000
-        return [
-            (file, value.format(disk=disk, cpu_quota=quota, **limits))
-            for controller, file, value in _ROWS
-            for disk in (disk_list if controller == "io" else [""])
-            if controller in usable
-        ]
+        rows = [(file, value, disk_list if name == "io" else [""]) for name, file, value in _ROWS if name in usable]
+        return [(file, value.format(disk=disk, cpu_quota=quota, **limits)) for file, value, on in rows for disk in on]
 
 
 def _sweep(path: str) -> None:
@@ -156,7 +164,6 @@ def _sweep(path: str) -> None:
         fd = os.open(path, _OPEN_DIR)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            kill(fd)
-            remove(path)  # else still dying: the next helper removes it
+            end(fd, path)
         finally:
             os.close(fd)

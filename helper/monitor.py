@@ -24,7 +24,6 @@ from helper.wire import Stage, Type, WireError
 MAX_QUEUE = 64  # messages towards the api beyond which no request is read
 _TICK_MS = 250  # the pace of timeouts, and of a cgroup removal that met EBUSY
 _GRACE_S = 10.0  # from a timeout's SIGTERM to its SIGKILL
-_END_DEADLINE_S = 10.0  # for the kernel to end killed jobs
 _PASSING = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
 
 
@@ -73,10 +72,9 @@ class Monitor:
 
     def __init__(self, sock: socket.socket, policy: Policy, base: cgroup.Base, signal_fd: int) -> None:
         self.sock, self.policy, self.base = sock, policy, base
-        self.state = State.NEW
+        self.state, self.next_handle = State.NEW, 1
         self.jobs: dict[int, Job] = {}
         self.queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
-        self.next_handle = 1
         self.starts: deque[float] = deque(maxlen=policy.starts_per_second)
         written = {name: [bind.split(":")[0] for bind in view.writable] for name, view in policy.profiles.items()}
         roots = {name: policy.io_devices or [view.root, *written[name]] for name, view in policy.profiles.items()}
@@ -97,10 +95,7 @@ class Monitor:
                 self._turn(_TICK_MS)
         finally:
             # The whole tree at once, by nothing of the table: a fault may be what ended us.
-            cgroup.kill(self.base.fd)
-            deadline = time.monotonic() + _END_DEADLINE_S
-            while not cgroup.remove(self.base.path) and time.monotonic() < deadline:
-                time.sleep(0.01)
+            cgroup.end(self.base.fd, self.base.path)
 
     def _turn(self, timeout_ms: int) -> None:
         for fd, event in self.poll.poll(timeout_ms):

@@ -152,8 +152,7 @@ def trusted_code(seen: set[str]) -> None:
     """Checks the interpreter, the helper's own files and every imported one the same way (S11)."""
     here = os.path.dirname(BUILT_IN)
     own = [os.path.join(here, name) for name in os.listdir(here)]
-    modules = list(sys.modules.values())
-    files = [getattr(module, name, None) for module in modules for name in ("__file__", "__cached__")]
+    files = [getattr(module, name, None) for module in [*sys.modules.values()] for name in ("__file__", "__cached__")]
     for path in [sys.executable, *own, *filter(None, files)]:
         if os.path.exists(path):
             trusted(path, seen)

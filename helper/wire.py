@@ -98,10 +98,9 @@ def unpack(datagram: bytes) -> Message:
     """The message in a datagram. Raises WireError, and nothing else, whatever the bytes."""
     try:
         magic, version, number, fd_count, zero, request_id, length = _HEADER.unpack_from(datagram)
-        if (magic, version, zero) != (MAGIC, VERSION, 0) or len(datagram) > MAX_MESSAGE:
-            raise WireError("bad magic, version, padding or size")
-        if length != len(datagram) - _HEADER.size:
-            raise WireError("the length field differs from the datagram's")
+        size = len(datagram)
+        if (magic, version, zero, length) != (MAGIC, VERSION, 0, size - _HEADER.size) or size > MAX_MESSAGE:
+            raise WireError("bad magic, version, padding, size or length")
         kind = Type(number)
         fixed, names, lists = LAYOUT[kind]
         fields = dict(zip(names.split(), struct.unpack_from(f"<{fixed}", datagram, _HEADER.size), strict=True))

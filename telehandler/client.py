@@ -25,7 +25,13 @@ PAGE_SIZE = 1000  # the server's most
 _SERVICE = "/telehandler.v1.TelehandlerService/"
 _EXEC = "exec"  # the name of helper.wire's stage
 _ENOENT, _ENOTDIR = 2, 20
-_OPTIONS = (("grpc.max_receive_message_length", 4 << 20), ("grpc.keepalive_time_ms", 30_000))
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.keepalive_time_ms", 30_000),
+    # So soon, and so late, is a server that was not there tried again.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
 
 
 class End(NamedTuple):

@@ -3,16 +3,17 @@
 import asyncio
 import errno
 import os
+import signal
 import time
 import uuid as uuids
 from collections.abc import Collection, Coroutine
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from helper.wire import Stage
 from telehandler import digest, states
-from telehandler.errors import HelperRefused, TelehandlerError
+from telehandler.errors import HelperRefused, HelperUnavailable, TelehandlerError
 from telehandler.link import HelperLink, LiveJob, Order
 from telehandler.log import NO_CAP, Cap, JobLog, LogFull, Stream
 from telehandler.pump import Pump
@@ -27,6 +28,7 @@ DEFAULT_ENV = {
     b"LANG": b"C.UTF-8",
     b"TERM": b"dumb",
 }
+_STOP_BY = "stop_by_ns"  # when a stop's grace ends, by the monotonic clock, which all processes share
 DEFAULT_GRACE_S = 10.0
 MAX_GRACE_S = 3600.0
 _MAX_SHOWN = 200  # bytes of a command or directory in a message
@@ -51,8 +53,13 @@ class Job:
     def __init__(self, record: Record, log: JobLog | None) -> None:
         self.record, self.log = record, log
         self.handle = -1  # the helper's, while it knows the job
-        self.stopping = False
+        self.link: HelperLink | None = None  # to the helper that knows it
         self.ended = asyncio.Event()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop was asked for: recorded, so that it outlives the api."""
+        return _STOP_BY in self.record.extra
 
 
 class Jobs:
@@ -63,26 +70,41 @@ class Jobs:
     ) -> None:
         self._directory, self._link, self._records, self._cwd = directory / "jobs", link, records, cwd
         self._retention = Retention(self._directory, records, keep or Keep())
-        self._live: dict[int, Job] = {}  # by handle
         self._jobs: dict[str, Job] = {}  # running, by uuid
-        self._exits: dict[int, asyncio.Future[dict[str, int] | None]] = {}  # EXITED by handle; None: lost
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._starts: set[asyncio.Task[Job]] = set()  # under way
+        self._ending = False
         self._logs: WeakValueDictionary[str, JobLog] = WeakValueDictionary()  # of ended jobs, while they are watched
-        link.on_exited = self._exited
-        link.on_closed = self._lost
 
     async def adopt(self) -> None:
-        """Greets the helper; the jobs it runs go on, those it does not know were lost."""
-        _, adopted = await self._link.hello()
+        """At the start: greets the helper; the jobs it runs go on, those it does not know were lost.
+
+        A helper that is dead knows none. Raises HelperUnavailable for one that lives and does not answer.
+        """
         recorded = {record.uuid: record for record in self._records.running()}
+        try:
+            _, adopted = await self._link.hello()
+        except HelperUnavailable:
+            if not self._link.closed:
+                raise
+            adopted = []
         for tag, live in adopted:
-            record = recorded.pop(str(uuids.UUID(bytes=tag)), None)
-            if record is None:  # the api before died between START and its record: nobody knows of it
-                record = Record(str(uuids.UUID(bytes=tag)), "", [])
-                await self._kill(live.handle)
+            uuid = str(uuids.UUID(bytes=tag))
+            record = recorded.pop(uuid, None)
+            if record is None and self._records.get(uuid):  # the api before died between its record and RELEASE
+                live.close()
+                self._spawn(self._release(self._link, live.handle))
+                continue
+            unknown = record is None  # it died between START and its record: nobody knows of the job
+            record = record or Record(uuid, "", [])
             log = self._new_log(record)
             log.recount()
-            self._track(Job(record, log), log, live)
+            job = Job(record, log)
+            self._track(job, log, live, self._link)
+            if unknown:
+                await self._kill(job)
+            elif job.stopping:
+                self._spawn(self._kill_when_due(job))
         for record in recorded.values():
             log = self._new_log(record)
             log.recount()
@@ -90,27 +112,43 @@ class Jobs:
             log.release()
         self._spawn(self._retention.sweep(self._retention.orphans(self._jobs)))
 
+    async def connect(self, link: HelperLink) -> None:
+        """A new helper, in the place of one that died: it starts the jobs from now on, and has none yet."""
+        self._link = link
+        _, adopted = await link.hello()
+        for _, live in adopted:
+            live.close()
+
+    async def end(self, kill: bool) -> None:
+        """No more starts; returns once no job runs. With `kill` all are stopped, without a grace."""
+        self._ending = True
+        if self._starts:
+            await asyncio.wait(self._starts)
+        jobs = list(self._jobs.values())
+        work = [self.stop(job, signal.SIGKILL, 0) if kill else job.ended.wait() for job in jobs]
+        await asyncio.gather(*work, return_exceptions=True)
+
     async def check(self, request: Request) -> list[bytes]:
         """What a job of this request would get, a name and a value each. Raises as start does."""
         order = self._order(request, uuids.UUID(int=0))
         fallback = [] if request.cwd else [b"cwd_fallback /"]  # as in start
         return [*(b"env " + entry for entry in order.env), *await self._link.check(order), *fallback]
 
-    async def _start(self, order: Order, anywhere: bool) -> LiveJob:
-        """Starts it in /, if `anywhere` will do, where the server's own directory is hidden from jobs."""
-        try:
-            return await self._link.start(order)
-        except HelperRefused as refused:
-            if refused.stage != Stage.CHDIR or not anywhere:
-                raise
-            return await self._link.start(order._replace(cwd=b"/"))
-
     async def start(self, request: Request) -> Job:
-        """A running job. Raises HelperRefused or HelperUnavailable."""
+        """A running job. Raises HelperRefused or HelperUnavailable. A caller who is cancelled does not cancel it."""
+        if self._ending:
+            raise HelperUnavailable("the server is ending, and starts no more jobs")
+        task = asyncio.get_running_loop().create_task(self._start(request, self._link))
+        self._starts.add(task)
+        task.add_done_callback(self._starts.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to see it
+        return await asyncio.shield(task)
+
+    async def _start(self, request: Request, link: HelperLink) -> Job:
         uuid = uuids.uuid4()
         order = self._order(request, uuid)
         try:
-            live = await self._start(order, anywhere=not request.cwd)
+            live = await _start_by(link, order, anywhere=not request.cwd)
         except HelperRefused as refused:
             raise _named(refused, request) from None
         record = Record(str(uuid), request.owner, request.argv, start_ns=time.time_ns(), job_uid=live.uid)
@@ -124,13 +162,12 @@ class Jobs:
         except Exception:
             if log:
                 log.release()
-            for fd in (live.stdout_fd, live.stderr_fd, live.cgroup_fd):
-                os.close(fd)
-            await self._kill(live.handle)
-            self._spawn(self._release(live.handle))
+            live.close()
+            await _kill(link, live.handle)
+            self._spawn(self._release(link, live.handle))
             raise
         job = Job(record, log)
-        self._track(job, log, live)
+        self._track(job, log, live, link)
         return job
 
     def find(self, uuid: str) -> Job | None:
@@ -164,29 +201,48 @@ class Jobs:
         """`number`, a grace, then SIGKILL to the whole tree; returns once the job has ended."""
         if job.ended.is_set():
             return
-        job.stopping = True
+        self._intend(job, time.monotonic_ns() + int(grace_s * 1e9))
+        if grace_s > 0 and job.stopping:
+            await self.signal(job, number)
+        await self._kill_when_due(job)
+        await job.ended.wait()
+
+    def _intend(self, job: Job, stop_by_ns: int) -> None:
+        """Records that a job is to be stopped by then. One that has exited already was not stopped."""
+        extra = job.record.extra
+        if not _exited(job).done() and stop_by_ns < int(extra.get(_STOP_BY, stop_by_ns + 1)):
+            extra[_STOP_BY] = str(stop_by_ns)
+            if job.record.owner:
+                self._records.save(job.record)
+
+    async def _kill_when_due(self, job: Job) -> None:
+        """When the grace of its stop has ended and it has not."""
+        grace_ns = int(job.record.extra.get(_STOP_BY, 0)) - time.monotonic_ns()
         try:
-            if grace_s > 0:
-                await self.signal(job, number)
-                async with asyncio.timeout(grace_s):
-                    await job.ended.wait()
+            async with asyncio.timeout(max(grace_ns / 1e9, 0)):
+                await job.ended.wait()
         except TimeoutError:
-            pass
-        if not job.ended.is_set():
-            await self._kill(job.handle)
-            await job.ended.wait()
+            await self._kill(job)
 
     async def signal(self, job: Job, number: int) -> None:
         """Raises HelperRefused when the job has just ended, unless it is being stopped."""
+        assert job.link is not None
         try:
-            await self._link.signal(job.handle, number)
+            await job.link.signal(job.handle, number)
         except HelperRefused as refused:
             if refused.stage != Stage.NO_SUCH_JOB or not job.stopping:
+                raise
+        except HelperUnavailable:
+            if not (job.stopping and job.link.closed):  # with the helper the job has ended
                 raise
 
     async def drain(self) -> None:
         """Waits for what is under way after the last event."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def close(self) -> None:
+        """Lets go of the jobs that run: their pipes are the next api's to read."""
+        self._link.close()
 
     def _order(self, request: Request, uuid: uuids.UUID) -> Order:
         env = [name + b"=" + value for name, value in (DEFAULT_ENV | request.env).items()]
@@ -196,18 +252,16 @@ class Jobs:
         cap = Cap(int(record.extra.get("log_max_bytes", 0)), record.extra.get("log_policy") == "drop")
         return JobLog(self._directory / record.uuid, cap)
 
-    async def _kill(self, handle: int) -> None:
-        try:
-            await self._link.kill(handle)
-        except HelperRefused:
-            pass  # it has just ended
+    async def _kill(self, job: Job) -> None:
+        assert job.link is not None
+        await _kill(job.link, job.handle)
 
-    def _track(self, job: Job, log: JobLog, live: LiveJob) -> None:
+    def _track(self, job: Job, log: JobLog, live: LiveJob, link: HelperLink) -> None:
         os.close(live.cgroup_fd)  # statistics while it runs come with a later verb
-        job.handle = live.handle
-        self._live[live.handle] = self._jobs[job.record.uuid] = job
+        job.handle, job.link = live.handle, link
+        self._jobs[job.record.uuid] = job
         pump = Pump(log, live.stdout_fd, live.stderr_fd, lambda error: self._log_failed(job, error))
-        self._spawn(self._follow(job, log, pump))
+        self._spawn(self._follow(job, log, pump, link))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -220,13 +274,12 @@ class Jobs:
         if isinstance(error, LogFull) and job.record.extra["log_policy"] == "block":
             self._records.save(job.record)
         else:
-            self._spawn(self._kill(job.handle))
+            self._spawn(self._kill(job))
 
-    async def _follow(self, job: Job, log: JobLog, pump: Pump) -> None:
+    async def _follow(self, job: Job, log: JobLog, pump: Pump, link: HelperLink) -> None:
         """A job's way to its end: the pipes to EOF first, so that its last bytes come before its end."""
-        handle = job.handle
         digests = asyncio.create_task(digest.follow(log, pump.hashed))
-        facts = await self._exit(handle)
+        facts = await _exited(job)
         await pump.drained()
         if pump.discarded:  # nothing is lost silently
             job.record.extra["log_error"] += f"; {pump.discarded} more bytes were not kept"
@@ -237,37 +290,20 @@ class Jobs:
             self._record_end(job, log, facts)
         else:
             self._end(job.record, State.FAILED, Reason.LOST, log)
-        self._live.pop(handle, None)
         self._jobs.pop(job.record.uuid, None)
         job.log = None
         job.ended.set()
         log.release()
-        await self._release(handle)
+        await self._release(link, job.handle)
 
-    async def _release(self, handle: int) -> None:
+    async def _release(self, link: HelperLink, handle: int) -> None:
         """Has the helper forget a job, once it has ended."""
-        await self._exit(handle)
-        self._exits.pop(handle, None)
+        await link.exited(handle)
         try:
-            await self._link.release(handle)
+            await link.release(handle)
         except TelehandlerError:
             pass  # the helper is gone, and all it held
-
-    def _exit(self, handle: int) -> "asyncio.Future[dict[str, int] | None]":
-        """EXITED may come before the task that recorded the start has run on: either side makes the future."""
-        if handle not in self._exits:
-            self._exits[handle] = asyncio.get_running_loop().create_future()
-        return self._exits[handle]
-
-    def _exited(self, facts: dict[str, int]) -> None:
-        if not (exit_ := self._exit(facts["handle"])).done():
-            exit_.set_result(facts)
-
-    def _lost(self) -> None:
-        """The helper died, and every job with it."""
-        for handle in {*self._live, *self._exits}:
-            if not (exit_ := self._exit(handle)).done():
-                exit_.set_result(None)
+        link.forget(handle)
 
     def _record_end(self, job: Job, log: JobLog, facts: dict[str, int]) -> None:
         number, code = facts["signal"], facts["exit_code"]
@@ -295,10 +331,35 @@ class Jobs:
         await self._retention.prune()
 
 
+async def _kill(link: HelperLink, handle: int) -> None:
+    try:
+        await link.kill(handle)
+    except HelperRefused:
+        pass  # it has just ended
+    except HelperUnavailable:
+        if not link.closed:  # else it has ended with the helper
+            raise
+
+
+def _exited(job: Job) -> "asyncio.Future[dict[str, int] | None]":
+    assert job.link is not None
+    return job.link.exited(job.handle)
+
+
 def _ended(record: Record) -> Job:
     job = Job(record, None)
     job.ended.set()
     return job
+
+
+async def _start_by(link: HelperLink, order: Order, anywhere: bool) -> LiveJob:
+    """Starts it in /, if `anywhere` will do, where the server's own directory is hidden from jobs."""
+    try:
+        return await link.start(order)
+    except HelperRefused as refused:
+        if refused.stage != Stage.CHDIR or not anywhere:
+            raise
+        return await link.start(order._replace(cwd=b"/"))
 
 
 def _named(refused: HelperRefused, request: Request) -> HelperRefused:

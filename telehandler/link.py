@@ -4,10 +4,8 @@ See helper/PROTOCOL.md. Replies are matched by request id; ids begin at a random
 api before this one left in the socket is told apart, and its fds closed.
 """
 
-import array
 import asyncio
 import errno
-import os
 import secrets
 import socket
 from collections.abc import Callable
@@ -15,10 +13,11 @@ from typing import Any, NamedTuple
 
 from helper import wire
 from helper.wire import Message, Type
-from telehandler.errors import HelperRefused, HelperUnavailable
+from telehandler.errors import HelperRefused, HelperUnavailable, TelehandlerError
+from telehandler.fds import close_all, receive
 
 REPLY_TIMEOUT_S = 30.0
-_ANCILLARY = socket.CMSG_SPACE(wire.MAX_FDS * array.array("i").itemsize)
+GONE = "the root helper has died and is being started again: try again in a moment"
 _WITH_FDS = (Type.STARTED, Type.ADOPT)
 
 
@@ -30,6 +29,9 @@ class LiveJob(NamedTuple):
     stdout_fd: int
     stderr_fd: int
     cgroup_fd: int
+
+    def close(self) -> None:
+        close_all([self.stdout_fd, self.stderr_fd, self.cgroup_fd])
 
 
 class Order(NamedTuple):
@@ -56,11 +58,14 @@ class HelperLink:
         self._loop = asyncio.get_running_loop()
         self._next_id = secrets.randbelow(1 << 31)
         self._waiting: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
+        self._exits: dict[int, asyncio.Future[dict[str, int] | None]] = {}
         self._adopted: list[tuple[bytes, LiveJob]] = []
+        self._arrived = asyncio.Event()  # another ADOPT, or the end
         self._hello_id = -1
-        self._closed = False
-        # Set by the owner before hello().
-        self.on_exited: Callable[[dict[str, int]], None] = lambda facts: None
+        self._greeted = self.closed = False
+        self._gone = asyncio.Event()
+        self._sending = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.on_closed: Callable[[], None] = lambda: None
         sock.setblocking(False)
         self._loop.add_reader(sock, self._receive)
@@ -69,12 +74,36 @@ class HelperLink:
         """WELCOME's fields and the live jobs with their tags. Raises HelperUnavailable."""
         self._hello_id = self._next_id
         message, _ = await self._call(Type.HELLO)
+        self._greeted = True
         wanted = message.fields["live_jobs"]
-        # ADOPT follows WELCOME at once, one each.
-        async with asyncio.timeout(REPLY_TIMEOUT_S):
-            while len(self._adopted) < wanted and not self._closed:
-                await asyncio.sleep(0)
-        return message.fields, self._adopted
+        try:
+            # ADOPT follows WELCOME at once, one each.
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                while len(self._adopted) < wanted and not self.closed:
+                    self._arrived.clear()
+                    await self._arrived.wait()
+        except TimeoutError:
+            pass
+        adopted, self._adopted = self._adopted, []
+        if len(adopted) < wanted:
+            for _, live in adopted:
+                live.close()
+            raise HelperUnavailable("the helper does not hand over its jobs")
+        return message.fields, adopted
+
+    def exited(self, handle: int) -> "asyncio.Future[dict[str, int] | None]":
+        """A job's end: EXITED's fields, None when the helper died first. For any handle, until `forget`.
+
+        EXITED may come before whoever started the job has run on.
+        """
+        if handle not in self._exits:
+            self._exits[handle] = self._loop.create_future()
+            if self.closed:
+                self._exits[handle].set_result(None)
+        return self._exits[handle]
+
+    def forget(self, handle: int) -> None:
+        self._exits.pop(handle, None)
 
     async def start(self, order: Order) -> LiveJob:
         """A running job. Raises HelperRefused with the stage that failed."""
@@ -98,19 +127,20 @@ class HelperLink:
 
     def close(self) -> None:
         """No more requests; those that wait fail with HelperUnavailable."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
+        self._arrived.set()
         self._loop.remove_reader(self._sock)
         self._sock.close()
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(HelperUnavailable("the helper has gone"))
-        self._waiting.clear()
+                future.set_exception(HelperUnavailable(GONE))
+        self._gone.set()
 
     async def _call(self, kind: Type, **fields: Any) -> tuple[Message, list[int]]:
-        if self._closed:
-            raise HelperUnavailable("the helper has gone")
+        if self.closed:
+            raise HelperUnavailable(GONE)
         request_id = self._next_id
         self._next_id = (self._next_id + 1) % (1 << 32)
         try:
@@ -119,14 +149,21 @@ class HelperLink:
             text = f"the command and its environment are too long: over {wire.MAX_MESSAGE // 1024} KiB in all"
             raise HelperRefused(wire.Stage.REQUEST, errno.E2BIG, text) from None
         future = self._waiting[request_id] = self._loop.create_future()
+        reply = None
         try:
             async with asyncio.timeout(REPLY_TIMEOUT_S):
-                await self._loop.sock_sendall(self._sock, datagram)
-                message, fds = await future
+                async with self._sending:  # the loop has one waiting sender for each fd
+                    await self._loop.sock_sendall(self._sock, datagram)
+                reply = message, fds = await future
+        except ConnectionError:
+            await self._gone.wait()  # EOF comes behind what the helper had still sent
+            raise HelperUnavailable(GONE) from None
         except (TimeoutError, OSError):
             raise HelperUnavailable("the helper does not answer") from None
         finally:
-            self._waiting.pop(request_id, None)
+            del self._waiting[request_id]
+            if not reply and future.done() and not future.cancelled() and not future.exception():
+                self._unclaimed(*future.result())
         if message.type is Type.ERROR:
             text = b"".join(message.fields["text"]).decode("utf-8", "replace")
             raise HelperRefused(message.fields["stage"], message.fields["errno"], text)
@@ -134,51 +171,58 @@ class HelperLink:
 
     def _receive(self) -> None:
         try:
-            datagram, ancillary, flags, _ = self._sock.recvmsg(
-                wire.MAX_MESSAGE + 1, _ANCILLARY, socket.MSG_CMSG_CLOEXEC
-            )
-        except (BlockingIOError, InterruptedError):
-            return
+            datagram, whole, fds = receive(self._sock, wire.MAX_MESSAGE + 1, wire.MAX_FDS)
+        except (BlockingIOError, InterruptedError, ConnectionResetError):
+            return  # reset: told once, before what the helper had still sent, and EOF
         except OSError:
-            datagram, ancillary, flags = b"", [], 0
-        fds = _received_fds(ancillary)
+            return self._lost()
         if not datagram:
             return self._lost()
         try:
             message = wire.unpack(datagram)
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) != message.fd_count:
+            if not whole or len(fds) != message.fd_count:
                 raise wire.WireError("truncated, or not the fds that the header announces")
             if len(fds) != (wire.MAX_FDS if message.type in _WITH_FDS else 0):
                 raise wire.WireError("a wrong number of fds")
         except wire.WireError:
-            _close_all(fds)
+            close_all(fds)
             return self._lost()
         self._dispatch(message, fds)
 
     def _dispatch(self, message: Message, fds: list[int]) -> None:
         if message.type is Type.EXITED:
-            self.on_exited(message.fields)
+            if not (exited := self.exited(message.fields["handle"])).done():
+                exited.set_result(message.fields)
         elif message.type is Type.ADOPT and message.request_id == self._hello_id:
             live = LiveJob(message.fields["handle"], message.fields["uid"], *fds)
             self._adopted.append((message.fields["tag"], live))
+            self._arrived.set()
         elif (future := self._waiting.get(message.request_id)) and not future.done():
             future.set_result((message, fds))
         else:
-            _close_all(fds)  # of a request that timed out, or of an api before us
+            self._unclaimed(message, fds)
+
+    def _unclaimed(self, message: Message, fds: list[int]) -> None:
+        """A reply to a request that was given up, or of an api before us."""
+        close_all(fds)
+        if message.type is Type.STARTED and self._greeted:  # ours: nobody else will end this job
+            task = self._loop.create_task(self._end_unknown(message.fields["handle"]))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _end_unknown(self, handle: int) -> None:
+        try:
+            await self.kill(handle)
+            await self.exited(handle)
+            await self.release(handle)
+        except TelehandlerError:
+            pass  # it has just ended, or the helper has
+        self.forget(handle)
 
     def _lost(self) -> None:
+        """The helper died, and every job with it."""
         self.close()
+        for exited in self._exits.values():
+            if not exited.done():
+                exited.set_result(None)
         self.on_closed()
-
-
-def _received_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return list(fds)
-
-
-def _close_all(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)

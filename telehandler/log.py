@@ -4,6 +4,10 @@ The index has one record for each segment: offset, stream and time of its first 
 bytes are spliced from the pipe into the spool, so that an api that is killed loses nothing it took: a record's
 length is the next one's offset less its own, the last one's the spool's size less its own.
 
+A crash of the machine may leave either file shorter than it was, or with a tail of zeros. What is there then is kept:
+records that are cut off, void, or of bytes that are not there are dropped when the log is opened, and bytes without a
+record of their own count as more of the last segment, or, when there is no record at all, as stdout.
+
 A log with a cap either takes no more (its reader decides what then happens to the job), or frees its oldest blocks:
 the spool gets a hole, offsets stay, and what lies before `floor` is gone. Where the hole ends is all that says so.
 """
@@ -76,7 +80,7 @@ class JobLog:
         self.floor = _first_data(self._spool_fd)
         self.plain_chunks = 0  # still to come before zstd is tried again: see watch
         self.hashed = 0  # what lies behind it may not be dropped yet: set by the digests
-        self._count = os.fstat(self._index_fd).st_size // _RECORD.size
+        self._count = self._repaired()
         self._last = self._record(self._count - 1) if self._count else (0, 0, 0)
         self.sizes = dict.fromkeys(Stream, 0)
         self.ended = False
@@ -141,6 +145,24 @@ class JobLog:
         self.sizes = dict.fromkeys(Stream, 0)
         for segment in self.segments(0):
             self.sizes[segment.stream] += segment.end - segment.offset
+
+    def _repaired(self) -> int:
+        """The number of records, once the index has only whole ones of bytes that are there."""
+        status = os.fstat(self._index_fd)
+        count = status.st_size // _RECORD.size
+        while count and not self._plausible(count - 1):
+            count -= 1
+        if not count and self.size:
+            os.pwrite(self._index_fd, _RECORD.pack(0, status.st_mtime_ns, Stream.STDOUT), 0)
+            count = 1
+        if count * _RECORD.size < status.st_size:
+            os.ftruncate(self._index_fd, count * _RECORD.size)
+        return count
+
+    def _plausible(self, number: int) -> bool:
+        """A record without bytes is as good as none; one behind the first begins behind it."""
+        offset, _, stream = self._record(number)
+        return stream in set(Stream) and offset < self.size and (offset > 0) == (number > 0)
 
     # Reading
 

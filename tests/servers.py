@@ -130,15 +130,19 @@ class Server:
         return status
 
     def children(self) -> dict[str, int]:
-        """The pids of helper and api, by name."""
+        """The pids of api and helper, and of the helper's keeper, for a server that was root; those that live."""
         assert self.process is not None
         found = {}
+        names = ["helper"] if "user" in self.popen else ["keeper", "helper"]  # a job's init has the same command line
         for pid in descendants(self.process.pid):
-            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            try:
+                line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:
+                continue  # it has just ended
             if b"telehandler.api" in line:
                 found["api"] = pid
-            elif b"/helper\0" in line and b"python3\0" in line.split(b"/")[-1] + line and not line.startswith(b"sudo"):
-                found.setdefault("helper", pid)
+            elif names and b"/helper\0" in line and b"python3\0" in line and not line.startswith(b"sudo"):
+                found[names.pop(0)] = pid
         return found
 
     def client(
@@ -168,7 +172,11 @@ def descendants(pid: int) -> list[int]:
     """All processes below `pid`."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
+        try:
+            children = task.read_text().split()
+        except OSError:
+            continue  # it has just ended
+        for child in children:
             found += [int(child), *descendants(int(child))]
     return found
 

@@ -30,17 +30,35 @@ from telehandler.bounds import MAX_CALLS_PER_USER, MAX_CONNECTIONS
     show_default=True,
     help="Under way at once, such as watches.",
 )
+@click.option(
+    "--on-stop",
+    type=click.Choice(["kill", "drain"]),
+    default="kill",
+    show_default=True,
+    help="What SIGTERM does to jobs.",
+)
+@click.option("--drain-timeout", default="1m", show_default=True, metavar="TIME", help="The most that a drain waits.")
 @click.option("--user", metavar="NAME", help="As root: whom to serve as; default: sudo's user, telehandler, nobody.")
 @click.option("--cgroup-root", metavar="DIR", help="Where cgroup v2 is; default: the policy's, /sys/fs/cgroup.")
 @click.option("--helper-policy", metavar="FILE", help="The root policy; default: /etc/telehandler/policy.toml.")
 @click.pass_context
 def command(
-    context: click.Context, /, keep_age: str | None, keep_jobs: int, keep_bytes: str | None, **given: Any
+    context: click.Context,
+    /,
+    keep_age: str | None,
+    keep_jobs: int,
+    keep_bytes: str | None,
+    on_stop: str,
+    drain_timeout: str,
+    **given: Any,
 ) -> None:
     """Serve: start the root helper, give up root, listen.
 
     Started as root, through sudo, or by a user who may start the helper: see contrib/. SIGTERM or Ctrl-C ends it and
-    every job. What is over a bound is removed when a job ends and at the start: the jobs that ended first, with their
+    every job; with --on-stop drain it first refuses new jobs and waits for those that run, and a second signal kills
+    them. SIGHUP starts a new api, from the code and certificates that are there now, and no job stops.
+
+    What is over a bound is removed when a job ends and at the start: the jobs that ended first, with their
     output.
     """
     keep = {
@@ -48,6 +66,7 @@ def command(
         "jobs": keep_jobs,
         "output_bytes": words.size(keep_bytes, "--keep-bytes") if keep_bytes is not None else 0,
     }
+    drain_s = words.duration_ms(drain_timeout, "--drain-timeout") / 1000
     from telehandler.supervisor import Options, serve
 
-    context.exit(serve(Options(**given, keep=keep)))
+    context.exit(serve(Options(**given, keep=keep, drain_s=drain_s if on_stop == "drain" else None)))

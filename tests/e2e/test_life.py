@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import pytest
 from servers import ROOT, Server, alive, free_address, our_cgroups, processes_with, wait_until
 
 GIB = 1 << 30
@@ -72,21 +71,6 @@ def test_a_watcher_connects_again_when_the_api_is_killed(make_server: Callable[.
     assert b"connecting again" in errors
 
 
-def test_a_dead_helper_is_told_and_its_jobs_are_lost(make_server: Callable[..., Server]) -> None:
-    server = make_server()
-    name = server.detach("sleep", "14.14213")
-    pids = processes_with("14.14213")
-    os.kill(server.children()["helper"], signal.SIGKILL)
-    assert server.process is not None
-    assert server.process.wait(30) == 1
-    wait_until("the job died with it", lambda: not [pid for pid in pids if alive(pid)])
-    assert "the root helper has died" in server.log.read_text()
-    server.start()
-    done = server.client("status", "-o", "json", name)
-    assert b'"reason": "lost"' in done.stdout
-    assert server.client("watch", name).returncode == 125
-
-
 def test_a_gibibyte_of_output_does_not_raise_the_apis_memory(make_server: Callable[..., Server]) -> None:
     server = make_server()
     assert server.client("run", "--", "true").returncode == 0
@@ -113,13 +97,3 @@ def _ended(pid: int) -> bool:
 
 def _rss(pid: int) -> int:
     return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
-
-
-def test_a_second_server_on_the_state_directory_is_refused(
-    make_server: Callable[..., Server], place: Path, ssl: Path, policy: Path
-) -> None:
-    server = make_server()
-    second = Server(place, ssl, policy, state=server.state)
-    with pytest.raises(AssertionError, match="125: telehandler: another server uses the state directory"):
-        second.start()
-    second.stop()

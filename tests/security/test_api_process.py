@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from driver import Helper
 from servers import ROOT, Server, cgroup_root, descendants, wait_until
+
+from telehandler import control
 
 pytestmark = pytest.mark.usefixtures("as_root")
 NOBODY = 65534
@@ -112,14 +115,20 @@ def test_s13_started_by_root_the_api_has_nothing_of_root(server: Server) -> None
 @pytest.fixture
 def start_api() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     started: list[subprocess.Popen[str]] = []
+    channels: list[socket.socket] = []
 
     def start(*uids: int) -> "subprocess.Popen[str]":
         command = [sys.executable, "-c", API, *map(str, uids)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen(command, cwd=ROOT, text=True, **pipes))  # type: ignore[call-overload]
+        ours, theirs = control.pair()
+        channels.append(ours)
+        pipes = {"stdin": theirs.fileno(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with theirs:
+            started.append(subprocess.Popen(command, cwd=ROOT, text=True, **pipes))  # type: ignore[call-overload]
         return started[-1]
 
     yield start
+    for channel in channels:
+        channel.close()
     for process in started:
         with process:
             process.kill()
@@ -135,7 +144,7 @@ def test_s13_everything_is_dropped_before_it_listens(start_api: Callable[..., "s
     assert _status(text)["NoNewPrivs"] == "0"
     wait_until("it has dropped all", lambda: _powerless(api.pid))
     assert api.poll() is None
-    assert not [link for link in _fds(api.pid) if link.startswith("socket:")]
+    assert len([link for link in _fds(api.pid) if link.startswith("socket:")]) == 1  # the one that it waits at
 
 
 def _fds(pid: int) -> list[str]:

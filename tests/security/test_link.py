@@ -111,8 +111,6 @@ def test_s3_fds_for_nobody_are_closed_and_nothing_grows() -> None:
     """Replies to requests that were never made, or that an api before this one made: the link lives on."""
 
     async def test(link: HelperLink, theirs: socket.socket) -> None:
-        exited = asyncio.Event()
-        link.on_exited = lambda facts: exited.set()
         before = len(os.listdir("/proc/self/fd"))
         for number in range(2000):
             while True:
@@ -123,7 +121,118 @@ def test_s3_fds_for_nobody_are_closed_and_nothing_grows() -> None:
                     await asyncio.sleep(0)
         facts = dict.fromkeys(wire.LAYOUT[Type.EXITED][1].split(), 0)
         await asyncio.get_running_loop().sock_sendall(theirs, wire.pack(Type.EXITED, 0, **facts))
-        await asyncio.wait_for(exited.wait(), 10)
+        await asyncio.wait_for(link.exited(0), 10)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    _with_peer(test)
+
+
+def _adopt(request_id: int, handle: int) -> bytes:
+    return wire.pack(Type.ADOPT, request_id, 3, handle=handle, uid=1, tag=bytes(16))
+
+
+def _exited(handle: int, code: int) -> bytes:
+    facts = dict.fromkeys(wire.LAYOUT[Type.EXITED][1].split(), 0) | {"handle": handle, "exit_code": code}
+    return wire.pack(Type.EXITED, 0, **facts)
+
+
+def test_s3_what_an_api_before_left_in_the_socket_is_told_apart() -> None:
+    """Its ADOPTs and STARTED, and ends of jobs that are known and that are not: no fd stays, nothing is mixed up."""
+
+    async def test(link: HelperLink, theirs: socket.socket) -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        _answer(theirs, _adopt(77, 1), 3)  # of an older HELLO
+        _answer(theirs, _started(78, 3), 3)
+        _answer(theirs, _exited(5, 1), 0)
+        hello = asyncio.create_task(link.hello())
+        request = await _asked(theirs)
+        _answer(theirs, _adopt(77, 1), 3)
+        welcome: dict[str, Any] = {"live_jobs": 2, "max_jobs": 9, "missing_controllers": [], "profiles": [b"host"]}
+        _answer(theirs, wire.pack(Type.WELCOME, request, **welcome), 0)
+        _answer(theirs, _adopt(request, 2), 3)
+        await asyncio.sleep(0)
+        assert not hello.done()  # one is missing
+        _answer(theirs, _exited(2, 7), 0)
+        _answer(theirs, _adopt(request, 3), 3)
+        _, adopted = await asyncio.wait_for(hello, 10)
+        assert [live.handle for _, live in adopted] == [2, 3]
+        facts = await asyncio.wait_for(link.exited(2), 10)
+        assert facts is not None
+        assert facts["exit_code"] == 7
+        assert not link.exited(3).done()
+        with pytest.raises(BlockingIOError):  # not even a KILL of the other's job, which ADOPT may bring
+            theirs.recv(wire.MAX_MESSAGE)
+        for _, live in adopted:
+            live.close()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    _with_peer(test)
+
+
+def test_s3_a_helper_that_dies_while_it_hands_over_leaves_no_fd() -> None:
+    async def test(link: HelperLink, theirs: socket.socket) -> None:
+        before = len(os.listdir("/proc/self/fd"))
+        hello = asyncio.create_task(link.hello())
+        request = await _asked(theirs)
+        welcome: dict[str, Any] = {"live_jobs": 2, "max_jobs": 9, "missing_controllers": [], "profiles": [b"host"]}
+        _answer(theirs, wire.pack(Type.WELCOME, request, **welcome), 0)
+        _answer(theirs, _adopt(request, 2), 3)
+        theirs.close()
+        with pytest.raises(HelperUnavailable):
+            await asyncio.wait_for(hello, 10)
+        assert await asyncio.wait_for(link.exited(2), 10) is None  # lost
+        assert len(os.listdir("/proc/self/fd")) == before - 2  # both ends of the socket
+
+    _with_peer(test)
+
+
+def test_s3_what_a_dead_helper_had_sent_is_read_first() -> None:
+    """It dies with a request of ours unread, which is told as a reset, before its last event."""
+
+    async def test(link: HelperLink, theirs: socket.socket) -> None:
+        request = asyncio.create_task(link.kill(1))
+        await asyncio.sleep(0)
+        _answer(theirs, _exited(2, 7), 0)
+        theirs.close()
+        facts = await asyncio.wait_for(link.exited(2), 10)
+        assert facts is not None
+        assert facts["exit_code"] == 7
+        with pytest.raises(HelperUnavailable):
+            await request
+        with pytest.raises(HelperUnavailable):
+            await link.kill(1)
+
+    _with_peer(test)
+
+
+@pytest.mark.parametrize("when", ["before", "with"])
+def test_s3_a_start_that_is_given_up_is_ended(when: str) -> None:
+    """Its caller is cancelled before or as the answer comes: nobody knows of the job, so it is killed."""
+
+    async def test(link: HelperLink, theirs: socket.socket) -> None:
+        hello = asyncio.create_task(link.hello())
+        welcome: dict[str, Any] = {"live_jobs": 0, "max_jobs": 9, "missing_controllers": [], "profiles": [b"host"]}
+        _answer(theirs, wire.pack(Type.WELCOME, await _asked(theirs), **welcome), 0)
+        await hello
+        before = len(os.listdir("/proc/self/fd"))
+        task = _start(link)
+        request = await _asked(theirs)
+        if when == "with":
+            _answer(theirs, _started(request, 3), 3)
+            link._receive()
+            task.cancel()
+        else:
+            task.cancel()
+            await asyncio.wait([task])
+            _answer(theirs, _started(request, 3), 3)
+        for wanted in (Type.KILL, Type.RELEASE):
+            message = wire.unpack(await asyncio.get_running_loop().sock_recv(theirs, wire.MAX_MESSAGE))
+            assert (message.type, message.fields["handle"]) == (wanted, 1)
+            _answer(theirs, wire.pack(Type.DONE, message.request_id), 0)
+            if wanted is Type.KILL:
+                _answer(theirs, _exited(1, 0), 0)
+        with pytest.raises(asyncio.CancelledError):
+            await task
         assert len(os.listdir("/proc/self/fd")) == before
 
     _with_peer(test)

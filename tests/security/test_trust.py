@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import sudo_user
-from driver import Helper
-from servers import CONTROLLERS, ROOT, cgroup_root, policy_text, write_policy
+from driver import VIOLATION, Helper
+from servers import CONTROLLERS, DEADLINE_S, ROOT, alive, cgroup_root, descendants, policy_text, write_policy
 
 from helper import policy as rules
 from helper import wire
@@ -90,6 +91,59 @@ def test_s7_the_policy_can_name_the_only_uids(place: Path) -> None:
     assert (status, "allowed_uids" in said) == (EXIT_SETUP, True)
     both = write_policy(place, "allowed", policy_text("allowed_uids = [12345, 0]\n"))
     assert outcome(*helper_of(ROOT, both)) == (0, "")
+
+
+def test_s7_a_keeper_is_for_root_alone(policy: Path) -> None:
+    """A stream socket makes a keeper, which starts helpers for its peer: not for a user, not for one behind sudo."""
+    for uid, caller in ((NOBODY, str(NOBODY)), (0, str(NOBODY)), (NOBODY, "0")):
+        os.seteuid(uid)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        finally:
+            os.seteuid(0)
+        with ours, theirs:
+            status, said = _run(theirs.fileno(), *helper_of(ROOT, policy), env={"SUDO_UID": caller})
+            assert (status, "may not use the helper" in said) == (EXIT_SETUP, True)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        ours.close()
+        assert _run(theirs.fileno(), *helper_of(ROOT, policy)) == (0, "")
+
+
+def test_s7_a_keeper_starts_one_helper_for_each_byte_and_only_after_a_kill(policy: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours.settimeout(DEADLINE_S)
+    with theirs:
+        keeper = subprocess.Popen(
+            helper_of(ROOT, policy), stdin=theirs.fileno(), env={"LANG": "C", "LEAK": "1"}, cwd="/", stderr=-3
+        )
+    with keeper, ours:
+        first, pid = _ask_keeper(ours, keeper.pid, b"L")
+        os.kill(pid, signal.SIGKILL)
+        assert first.recv(1) == b""
+        second, other = _ask_keeper(ours, keeper.pid, b"LL")
+        assert not alive(pid)
+        assert descendants(keeper.pid) == [other]  # one at a time, whatever was asked for
+        second.send(b"no message")  # a violation: it would come again
+        assert second.recv(16) == b""
+        first.close()
+        second.close()
+        assert keeper.wait(DEADLINE_S) == VIOLATION
+
+
+def _ask_keeper(control: socket.socket, keeper: int, order: bytes) -> tuple[socket.socket, int]:
+    """A helper's socket, greeted, and its pid."""
+    control.send(order)
+    _, fds, _, _ = socket.recv_fds(control, 16, 4)
+    assert len(fds) == 1
+    link = socket.socket(fileno=fds[0])
+    link.settimeout(DEADLINE_S)
+    link.send(wire.pack(Type.HELLO, 1))
+    assert wire.unpack(link.recv(wire.MAX_MESSAGE)).type is Type.WELCOME
+    (pid,) = descendants(keeper)
+    assert Path(f"/proc/{pid}/environ").read_bytes() == b""
+    assert len(os.listdir(f"/proc/{pid}/fd")) == len(os.listdir(f"/proc/{keeper}/fd")) + 1  # and its directory
+    return link, pid
 
 
 def test_s7_the_socket_never_reaches_a_job(policy: Path) -> None:
