@@ -32,9 +32,8 @@ _OPTIONS = (
     ("grpc.max_concurrent_streams", bounds.MAX_STREAMS),
     ("grpc.server_handshake_timeout_ms", bounds.HANDSHAKE_TIMEOUT_S * 1000),
     ("grpc.so_reuseport", 0),  # a second server on the port must fail
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    *bounds.KEEPALIVE,
+    ("grpc.http2.min_ping_interval_without_data_ms", bounds.LEAST_PING_INTERVAL_S * 1000),
 )
 
 

@@ -7,12 +7,12 @@ import time
 import uuid as uuids
 from collections.abc import Collection, Coroutine
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 from helper.wire import Stage
 from telehandler import digest, states
-from telehandler.errors import HelperRefused, TelehandlerError
+from telehandler.errors import HelperRefused, HelperUnavailable, RequestReused, TelehandlerError
 from telehandler.link import HelperLink, LiveJob, Order
 from telehandler.log import NO_CAP, Cap, JobLog, LogFull, Stream
 from telehandler.pump import Pump
@@ -29,6 +29,7 @@ DEFAULT_ENV = {
 }
 DEFAULT_GRACE_S = 10.0
 MAX_GRACE_S = 3600.0
+T = TypeVar("T")
 
 
 class Request(NamedTuple):
@@ -42,6 +43,8 @@ class Request(NamedTuple):
     profile: str
     log_cap: Cap = NO_CAP
     log_kill: bool = False  # at the cap, if it does not drop the oldest; else the job waits
+    request_id: str = ""  # starts of one owner with one id are one job's; empty: each is its own
+    request_sha256: str = ""  # hex, tells requests with one id apart
 
 
 class Job:
@@ -65,7 +68,8 @@ class Jobs:
         self._live: dict[int, Job] = {}  # by handle
         self._jobs: dict[str, Job] = {}  # running, by uuid
         self._exits: dict[int, asyncio.Future[dict[str, int] | None]] = {}  # EXITED by handle; None: lost
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._starting: dict[tuple[str, str], asyncio.Task[Job]] = {}  # by owner and request id
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._logs: WeakValueDictionary[str, JobLog] = WeakValueDictionary()  # of ended jobs, while they are watched
         link.on_exited = self._exited
         link.on_closed = self._lost
@@ -74,11 +78,16 @@ class Jobs:
         """Greets the helper; the jobs it runs go on, those it does not know were lost."""
         _, adopted = await self._link.hello()
         recorded = {record.uuid: record for record in self._records.running()}
+        begun = {record.uuid: record for record in self._records.begun()}
         for tag, live in adopted:
-            record = recorded.pop(str(uuids.UUID(bytes=tag)), None)
+            uuid = str(uuids.UUID(bytes=tag))
+            record = recorded.pop(uuid, None) or begun.pop(uuid, None)
             if record is None:  # the api before died between START and its record: nobody knows of it
-                record = Record(str(uuids.UUID(bytes=tag)), "", [])
+                record = Record(uuid, "", [])
                 await self._kill(live.handle)
+            elif not record.job_uid:  # it died there too, but who asked has a request id to ask again with
+                record.job_uid = live.uid
+                self._records.save(record)
             log = self._new_log(record)
             log.recount()
             self._track(Job(record, log), log, live)
@@ -87,6 +96,8 @@ class Jobs:
             log.recount()
             self._end(record, State.FAILED, Reason.LOST, log)
             log.release()
+        for record in begun.values():  # never ran, or died with its helper unseen: the next one who asks starts it
+            self._records.forget(record)
         self._spawn(self._retention.sweep(self._retention.orphans(self._jobs)))
 
     async def check(self, request: Request) -> list[bytes]:
@@ -96,19 +107,34 @@ class Jobs:
         return [*(b"env " + entry for entry in order.env), *await self._link.check(order), *fallback]
 
     async def start(self, request: Request) -> Job:
-        """A running job. Raises HelperRefused or HelperUnavailable."""
-        uuid = uuids.uuid4()
-        order = self._order(request, uuid)
+        """A running job, or the one that this request id has started already.
+
+        A start goes on when who asked has gone. Raises HelperRefused, HelperUnavailable, RequestReused.
+        """
+        key = request.owner, request.request_id
+        starting = self._starting.get(key)
+        if not starting:
+            if request.request_id and (record := self._records.of_request(*key)):
+                return _same(self._jobs.get(record.uuid) or _ended(record), request)
+            starting = self._spawn(self._start(request))
+            starting.add_done_callback(lambda task: task.cancelled() or task.exception())  # heard, if by nobody else
+            if request.request_id:
+                self._starting[key] = starting
+                starting.add_done_callback(lambda _: self._starting.pop(key))
+        return _same(await asyncio.shield(starting), request)
+
+    async def _start(self, request: Request) -> Job:
+        record = _record(request)
+        if record.request_id and not self._records.begin(record):
+            raise HelperUnavailable("the helper has not answered a start of this request id: it is not known yet")
         try:
-            live = await self._link.start(order)
-        except HelperRefused as refused:
-            if refused.stage != Stage.CHDIR or request.cwd:
-                raise
-            live = await self._link.start(order._replace(cwd=b"/"))  # the server's own directory is hidden from jobs
-        record = Record(str(uuid), request.owner, request.argv, start_ns=time.time_ns(), job_uid=live.uid)
-        if request.log_cap.max_bytes:
-            policy = "drop" if request.log_cap.drop_oldest else "kill" if request.log_kill else "block"
-            record.extra |= {"log_max_bytes": str(request.log_cap.max_bytes), "log_policy": policy}
+            live = await self._ask(request, record)
+        except HelperUnavailable:
+            raise  # it may have started: `adopt` will see
+        except Exception:
+            self._records.forget(record)
+            raise
+        record.job_uid, record.start_ns = live.uid, time.time_ns()
         log = None
         try:
             log = self._new_log(record)
@@ -120,10 +146,20 @@ class Jobs:
                 os.close(fd)
             await self._kill(live.handle)
             self._spawn(self._release(live.handle))
+            self._records.forget(record)
             raise
         job = Job(record, log)
         self._track(job, log, live)
         return job
+
+    async def _ask(self, request: Request, record: Record) -> LiveJob:
+        order = self._order(request, uuids.UUID(record.uuid))
+        try:
+            return await self._link.start(order)
+        except HelperRefused as refused:
+            if refused.stage != Stage.CHDIR or request.cwd:
+                raise
+            return await self._link.start(order._replace(cwd=b"/"))  # the server's own directory is hidden from jobs
 
     def find(self, uuid: str) -> Job | None:
         """A job by its UUID, running or ended."""
@@ -201,10 +237,11 @@ class Jobs:
         pump = Pump(log, live.stdout_fd, live.stderr_fd, lambda error: self._log_failed(job, error))
         self._spawn(self._follow(job, log, pump))
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _log_failed(self, job: Job, error: OSError) -> None:
         """A job whose output cannot be kept is ended, or waits for ever, and its record says why."""
@@ -285,6 +322,26 @@ class Jobs:
         if not job.record.owner:
             await self.delete(job)
         await self._retention.prune()
+
+
+def _record(request: Request) -> Record:
+    """Of a job that is about to start."""
+    record = Record(str(uuids.uuid4()), request.owner, request.argv, start_ns=time.time_ns())
+    record.request_id, record.request_sha256 = request.request_id, request.request_sha256
+    if request.log_cap.max_bytes:
+        policy = "drop" if request.log_cap.drop_oldest else "kill" if request.log_kill else "block"
+        record.extra |= {"log_max_bytes": str(request.log_cap.max_bytes), "log_policy": policy}
+    return record
+
+
+def _same(job: Job, request: Request) -> Job:
+    """The job, unless another request has started it. Raises RequestReused."""
+    if job.record.request_sha256 != request.request_sha256:
+        raise RequestReused(
+            f"the request id {request.request_id} was that of another request, whose job is {job.record.name}: "
+            "each new request needs an id of its own"
+        )
+    return job
 
 
 def _ended(record: Record) -> Job:
