@@ -45,7 +45,8 @@ def serve(options: Options) -> int:
         raise TelehandlerError("--user needs root")
     read_pair(options.cert, options.key, options.root)  # its errors name the files; the api sees only copies
     # As root, before root is given up: what the api must read later, as fds that need no permission.
-    files = {name: _memory_copy(getattr(options, name)) for name in ("cert", "key", "root")}
+    certificates = (options.cert, options.key, options.root)
+    files = [_memory_copy(path) for path in certificates]
     paths = [_open_directory(path) for path in sys.path if os.path.isdir(path)] if is_root else []
     state = _state_directory(options.state_dir, user.pw_uid if user else os.getuid(), user.pw_gid if user else -1)
     helper, link = helper_process.start(options.cgroup_root, options.helper_policy)
@@ -61,9 +62,10 @@ def serve(options: Options) -> int:
             "max_connections": options.max_connections,
             "max_calls_per_user": options.max_calls_per_user,
             "cwd": os.getcwd(),
-            **{name: f"/proc/self/fd/{fd}" for name, fd in files.items()},
+            "tls_files": [os.path.abspath(path) for path in certificates],
+            "tls_copies": [f"/proc/self/fd/{fd}" for fd in files],
         }
-        status = _keep_running(spec, [link.fileno(), *files.values(), *paths], paths, helper)
+        status = _keep_running(spec, [link.fileno(), *files, *paths], paths, helper)
     finally:
         # EOF is the helper's order to kill every job, remove its cgroups and end.
         link.shutdown(socket.SHUT_RDWR)
