@@ -187,7 +187,7 @@ class Client:
     def close(self) -> None:
         self._channel.close()
 
-    def _call(self, name: str, request: Any, deserializer: Any, timeout: float | None = CALL_TIMEOUT_S) -> Any:
+    def _call(self, name: str, request: Any, deserializer: Any, timeout: float = CALL_TIMEOUT_S) -> Any:
         method = self._channel.unary_unary(
             f"{_SERVICE}{name}", request_serializer=type(request).SerializeToString, response_deserializer=deserializer
         )

@@ -2,18 +2,17 @@
 
 import os
 import signal
-import sqlite3
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from edge import ORIGINAL, SERVICE, Answer, Caller
-from kept import listed
+from kept import listed, starts_noted
 from servers import ROOT, Server, alive, free_address, processes_with, wait_until
 
 from telehandler.pb import telehandler_pb2 as pb
@@ -48,9 +47,7 @@ def stopped(pid: int) -> Iterator[None]:
 def asked(server: Server, count: int = 1) -> bool:
     """Whether the api has noted so many starts, asked the stopped helper, and waits for it."""
     api = server.children()["api"]
-    with closing(sqlite3.connect(f"file:{server.state}/jobs.sqlite3?mode=ro", uri=True)) as database:
-        (noted,) = database.execute("SELECT count(*) FROM start").fetchone()
-    return noted == count and Path(f"/proc/{api}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+    return starts_noted(server) == count and Path(f"/proc/{api}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def end_api(server: Server) -> None:
@@ -201,8 +198,7 @@ def test_r20_the_api_dies_before_the_job_runs(own: Server) -> None:
         wait_until("it waits for the helper", lambda: asked(own))
     name = finished(own, client)
     assert len(sleeping("28.28427")) == 1
-    with closing(sqlite3.connect(f"file:{own.state}/jobs.sqlite3?mode=ro", uri=True)) as database:
-        assert database.execute("SELECT count(*) FROM start").fetchone() == (0,)
+    assert starts_noted(own) == 0
     assert own.client("rm", "-f", name).returncode == 0
 
 
