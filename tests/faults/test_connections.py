@@ -13,7 +13,7 @@ import pytest
 from edge import SERVICE, Caller
 from kept import listed, starts_noted
 from proxy import Proxy
-from servers import ROOT, Server, processes_with, wait_until
+from servers import ROOT, Server, free_address, processes_with, wait_until
 
 from telehandler import bounds
 from telehandler.client import CALL_TIMEOUT_S
@@ -124,6 +124,21 @@ def test_r4_a_half_open_connection_is_noticed_and_taken_up_again(make_server: Ca
                 _numbers(output, 2)
             elif client is quiet:
                 assert output == b"end\n"
+
+
+def test_r4_a_client_whose_notes_nobody_reads_goes_on(make_server: Callable[..., Server]) -> None:
+    server = make_server(listen=free_address())
+    name = server.detach("bash", "-c", COUNT)
+    command = server.client_command("watch", name)
+    with subprocess.Popen(command, 0, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watch:
+        assert watch.stdout is not None
+        assert watch.stderr is not None
+        assert watch.stdout.readline() == b"1\n"
+        watch.stderr.close()
+        os.kill(server.children()["api"], signal.SIGKILL)
+        wait_until("the server answers", lambda: server.client("stop", name).returncode == 0)
+        _numbers(watch.stdout.read(), 2)
+    assert watch.returncode == 7
 
 
 def test_r4_calls_that_the_helper_leaves_unanswered_end(stuck: Stuck) -> None:
