@@ -16,10 +16,12 @@ from edge import SERVICE, Caller
 from servers import ROOT, Server, wait_until
 
 from telehandler.pb import telehandler_pb2 as pb
+from telehandler.watch import CACHE_BYTES, IN_FLIGHT_BYTES
 
 WATCHERS = 99
 FIRST, REST = 1 << 20, 24 << 20  # bytes before and after the watchers are there; random, so that nothing shrinks
-MAX_GROWTH = 64 << 20
+# As docs/design.md has it: the chunks that were made last, and one for each watcher that does not read.
+MAX_GROWTH = CACHE_BYTES + IN_FLIGHT_BYTES
 SCRIPT = (
     "trap 'go=1' USR1; mkfifo /tmp/f; exec 3<>/tmp/f; head -c $1 /dev/urandom; "
     "until [ $go ]; do read -t .1 -u 3; done; head -c $2 /dev/urandom"
@@ -30,7 +32,7 @@ class Watcher(threading.Thread):
     """Reads as fast as it comes, on a connection of its own."""
 
     def __init__(self, caller: Caller, name: str) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.call: Any = caller.begin(f"/{SERVICE}/WatchJobOutput", pb.WatchJobOutputRequest(name=name), timeout=120)
         self.digest, self.size, self.code = hashlib.sha256(), 0, grpc.StatusCode.UNKNOWN
 
@@ -49,7 +51,7 @@ class SlowReader(threading.Thread):
     """Reads one byte a second from a pipe, until it is let go."""
 
     def __init__(self, fd: int) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self._fd, self.let_go = fd, threading.Event()
         self.digest, self.size = hashlib.sha256(), 0
 
@@ -82,6 +84,8 @@ def test_r3_stopped_and_slow_watchers_hold_up_nobody(make_server: Callable[..., 
             stack.enter_context(subprocess.Popen(command, 0, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
             for _ in range(2)
         ]
+        for client in clients:
+            stack.callback(client.kill)
         readers = [SlowReader(client.stdout.fileno()) for client in clients if client.stdout]
         stopped, slow = readers
         for thread in (*watchers, *readers):
