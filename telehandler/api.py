@@ -64,9 +64,9 @@ async def _serve(spec: dict[str, Any]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     loop.add_reader(0, _read_lifeline, stopped)
-    credentials = tls.server_credentials(tls.Files(*spec["tls_files"]), tls.Files(*spec["tls_copies"]))
     state = Path(spec["state_dir"])
     records = Records(state)
+    credentials = tls.server_credentials(tls.Files(*spec["tls_files"]), tls.Files(*spec["tls_copies"]))
     link = HelperLink(socket.socket(fileno=spec["helper_fd"]))
     jobs = Jobs(state, link, records, spec["cwd"].encode(), Keep(**spec["keep"]))
     await jobs.adopt()
