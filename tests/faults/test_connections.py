@@ -154,5 +154,6 @@ def test_r4_calls_that_the_helper_leaves_unanswered_end(stuck: Stuck) -> None:
     assert time.monotonic() - stuck.began > 3 * bounds.KEEPALIVE_S - SLACK_S / 2
     os.kill(stuck.helper, signal.SIGCONT)  # those that were asked to kill the job do
     output, errors = stuck.watch.communicate(timeout=30)
-    assert (stuck.watch.returncode, output) == (137, b"")
+    assert output == b""
+    assert stuck.watch.returncode in (128 + signal.SIGTERM, 128 + signal.SIGKILL)
     assert b"connecting again" not in errors

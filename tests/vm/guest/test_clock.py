@@ -14,7 +14,7 @@ from servers import Server, wait_until
 from telehandler.pb import telehandler_pb2 as pb
 
 DAY_S = 86_400
-SPAN_S = 8  # of the timeout, and of the grace
+SPAN_S = 10  # of the timeout, and of the grace
 LATE_S = 60.0  # for a guest that is slow
 
 
