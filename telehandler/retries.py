@@ -28,7 +28,7 @@ class Retries:
 
     def wait(self, error: ServerUnavailable, what: str) -> None:
         """Says what has happened and waits for the next try; raises `error` when there is none."""
-        if time.monotonic() - self._began > RECONNECT_S[-1]:
+        if error.sent and time.monotonic() - self._began > RECONNECT_S[-1]:
             self.progress()
         self._connected = self._connected or error.sent
         pause = next(self._left, None)
