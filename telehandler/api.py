@@ -36,9 +36,8 @@ _OPTIONS = (
     ("grpc.max_concurrent_streams", bounds.MAX_STREAMS),
     ("grpc.server_handshake_timeout_ms", bounds.HANDSHAKE_TIMEOUT_S * 1000),
     ("grpc.so_reuseport", 0),  # a second server on the port must fail
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    *bounds.KEEPALIVE,
+    ("grpc.http2.min_ping_interval_without_data_ms", bounds.LEAST_PING_INTERVAL_S * 1000),
 )
 
 
@@ -67,7 +66,7 @@ def _run(supervisor: socket.socket) -> None:
     if message is None:
         return
     spec = message.spec
-    credentials = tls.server_credentials(spec["cert"], spec["key"], spec["root"])
+    credentials = tls.server_credentials(tls.Files(*spec["tls_files"]), tls.Files(*spec["tls_copies"]))
     control.send(supervisor, "ready")
     message = control.receive(supervisor)
     if message is None:

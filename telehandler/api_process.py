@@ -25,13 +25,13 @@ class Files:
 
     def __init__(self, cert: str, key: str, root: str) -> None:
         read_pair(cert, key, root)  # its errors name the files; the api sees only copies
-        self.fds = {name: _memory_copy(path) for name, path in (("cert", cert), ("key", key), ("root", root))}
+        self.fds = [_memory_copy(path) for path in (cert, key, root)]
 
-    def spec(self) -> dict[str, str]:
-        return {name: f"/proc/self/fd/{fd}" for name, fd in self.fds.items()}
+    def spec(self) -> dict[str, list[str]]:
+        return {"tls_copies": [f"/proc/self/fd/{fd}" for fd in self.fds]}
 
     def close(self) -> None:
-        for fd in self.fds.values():
+        for fd in self.fds:
             os.close(fd)
 
 
@@ -52,7 +52,7 @@ class Api:
             self._process = subprocess.Popen(
                 [interpreter, "-I", "-S", "-c", code],
                 stdin=theirs.fileno(),
-                pass_fds=[*files.fds.values(), *paths],
+                pass_fds=[*files.fds, *paths],
                 process_group=0,
                 cwd="/",
             )

@@ -7,3 +7,16 @@ MAX_CONNECTIONS = 1000  # with those in their handshake; one over is closed at o
 MAX_STREAMS = 1024  # of one connection
 MAX_CALLS_PER_USER = 512  # under way at once, over all the user's connections: watches, and stops in their grace
 MAX_TAIL_LINES = 1_000_000
+HANDLING_TIMEOUT_S = 60  # from a call's arrival to its answer; a stop has its grace besides, a wait for an end no bound
+
+# Of both sides: who has heard nothing for KEEPALIVE_S asks, and a connection without an answer is dead. So one that is
+# half open is noticed within the sum of both, whether calls are under way or not.
+KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 10, 10
+KEEPALIVE = (
+    ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),  # else a minute, whatever the line above says
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),  # a job may be silent for days
+)
+LEAST_PING_INTERVAL_S = 5  # a client that asks more often is sent away

@@ -4,7 +4,7 @@ grpc's blocking api: a command has one thing to wait for, and starts quicker wit
 """
 
 import os
-import time
+import uuid
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,26 +12,36 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are not ours: e
 
 import grpc
 
-from telehandler.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, ServerUnavailable, TelehandlerError
+from telehandler import bounds
+from telehandler.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, ServerSilent, ServerUnavailable, TelehandlerError
 from telehandler.pem import read_pair
+from telehandler.retries import Retries
 
 if TYPE_CHECKING:
     from telehandler.pb import telehandler_pb2 as pb
 
 CALL_TIMEOUT_S = 30.0
+WAIT_TIMEOUT_S = 600.0  # of one call that waits for a job's end; then it is made again
+START_PATIENCE_S = 90.0  # in all, for an answer to a start
 MAX_CHUNK_BYTES = 4 << 20  # of a message, uncompressed
-RECONNECT_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 5.0, 5.0)  # waits before each try of a broken watch
 PAGE_SIZE = 1000  # the server's most
 _SERVICE = "/telehandler.v1.TelehandlerService/"
 _EXEC = "exec"  # the name of helper.wire's stage
 _ENOENT, _ENOTDIR = 2, 20
+_NEVER_SENT = "failed to connect to all addresses"  # what grpc's text of a call that met no server begins with
+_AGAIN = "connecting again in {pause}; the job is untouched"
 _OPTIONS = (
     ("grpc.max_receive_message_length", 4 << 20),
-    ("grpc.keepalive_time_ms", 30_000),
-    # So soon, and so late, is a server that was not there tried again.
+    *bounds.KEEPALIVE,
+    # So soon, and so late, is a server that was not there tried again; and so long may a connection take.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.min_reconnect_backoff_ms", bounds.HANDSHAKE_TIMEOUT_S * 1000),
 )
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 class End(NamedTuple):
@@ -58,12 +68,20 @@ class Client:
         # Connects now, in grpc's threads: the messages are imported meanwhile.
         self._channel.subscribe(_ignore, try_to_connect=True)
 
-    def start(self, request: "pb.StartJobRequest") -> str:
-        """The name of a running job."""
+    def start(self, request: "pb.StartJobRequest", note: Callable[[str], None] = _silent) -> str:
+        """The name of a running job.
+
+        When the answer does not come, the server is asked again; the request's id keeps it from starting two.
+        """
         from telehandler.pb import telehandler_pb2 as pb
 
-        answer = self._call("StartJob", request, pb.JobResponse.FromString)
-        return str(answer.name)
+        request.request_id = request.request_id or str(uuid.uuid4())
+        retries = Retries(note, patience_s=START_PATIENCE_S)
+        while True:
+            try:
+                return str(self._call("StartJob", request, pb.JobResponse.FromString).name)
+            except ServerUnavailable as error:
+                retries.wait(error, "no answer to the start; asking again in {pause}; the job is not started twice")
 
     def check(self, request: "pb.StartJobRequest") -> list[bytes]:
         """What the job of a request would get; starts nothing."""
@@ -108,31 +126,24 @@ class Client:
 
         self._call("DeleteJob", pb.DeleteJobRequest(name=name, force=force), bytes)
 
-    def status(self, name: str, wait: bool = False, note: Callable[[str], None] = lambda text: None) -> "pb.JobStatus":
+    def status(self, name: str, wait: bool = False, note: Callable[[str], None] = _silent) -> "pb.JobStatus":
         """A job's status; with `wait`, once it has ended. A wait whose connection breaks is taken up again."""
         answer = self._status(name, False)
-        tries = iter(RECONNECT_S)
+        retries = Retries(note, connected=True)
         while wait and not answer.HasField("end_time"):
-            began = time.monotonic()
             try:
-                answer = self._status(name, True)
-            except ServerUnavailable:
-                if time.monotonic() - began > RECONNECT_S[-1]:  # it had been connected
-                    tries = iter(RECONNECT_S)
-                pause = next(tries, None)
-                if pause is None:
-                    raise
-                note(f"the connection broke; connecting again in {pause:g} s; the job is untouched")
-                time.sleep(pause)
-                continue
-            break
+                return self._status(name, True)
+            except ServerSilent:
+                pass  # the job takes its time
+            except ServerUnavailable as error:
+                retries.wait(error, f"the connection broke; {_AGAIN}")
         return answer
 
     def _status(self, name: str, wait: bool) -> "pb.JobStatus":
         from telehandler.pb import telehandler_pb2 as pb
 
         request = pb.GetJobStatusRequest(name=name, wait=wait)
-        timeout = None if wait else CALL_TIMEOUT_S
+        timeout = WAIT_TIMEOUT_S if wait else CALL_TIMEOUT_S
         answer: pb.JobStatus = self._call("GetJobStatus", request, pb.JobStatus.FromString, timeout)
         return answer
 
@@ -141,8 +152,8 @@ class Client:
     ) -> Iterator["pb.JobOutput"]:
         """JobOutput messages, unpacked, to the end of what was asked for; the job's end, if it has ended, in `ended`.
 
-        A connection that breaks is made anew, at the offset that was reached; so is a first one that fails, when
-        this client has just `started` the job.
+        A connection that breaks is made anew, at the offset that was reached; so is a first one that cannot be made,
+        when this client has just `started` the job.
         """
         from telehandler.pb import telehandler_pb2 as pb
 
@@ -152,25 +163,21 @@ class Client:
             request_serializer=pb.WatchJobOutputRequest.SerializeToString,
             response_deserializer=pb.JobOutput.FromString,
         )
-        connected, tries = started, iter(RECONNECT_S)
+        retries = Retries(note, connected=started)
         while True:
             call = method(request)
             try:
                 for output in call:
                     unpack(output)
                     yield output
-                    connected = True
                     request.offset = output.offset + len(output.data)
                     request.ClearField("tail_lines")  # the place is known now
-                    tries = iter(RECONNECT_S)
+                    retries.progress()
             except grpc.RpcError as error:
-                wait = next(tries, None)
-                lost = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-                if not lost or wait is None or not connected:
-                    raise self._error(error) from None
-                at = f"the connection broke at byte {request.offset}"
-                note(f"{at}; connecting again in {wait:g} s; the job is untouched")
-                time.sleep(wait)
+                failure = self._error(error)
+                if not isinstance(failure, ServerUnavailable):
+                    raise failure from None
+                retries.wait(failure, f"the connection broke at byte {request.offset}; {_AGAIN}")
                 continue
             metadata = {key: str(value) for key, value in call.trailing_metadata() or ()}
             if "telehandler-state" in metadata:
@@ -180,7 +187,7 @@ class Client:
     def close(self) -> None:
         self._channel.close()
 
-    def _call(self, name: str, request: Any, deserializer: Any, timeout: float | None = CALL_TIMEOUT_S) -> Any:
+    def _call(self, name: str, request: Any, deserializer: Any, timeout: float = CALL_TIMEOUT_S) -> Any:
         method = self._channel.unary_unary(
             f"{_SERVICE}{name}", request_serializer=type(request).SerializeToString, response_deserializer=deserializer
         )
@@ -193,11 +200,15 @@ class Client:
         """One line of cause and remedy, and the exit code."""
         code, text = error.code(), error.details() or ""
         if code is grpc.StatusCode.UNAVAILABLE:
-            return ServerUnavailable(_unavailable(self._server, text))
+            unavailable = ServerUnavailable(_unavailable(self._server, text))
+            unavailable.sent = not text.startswith(_NEVER_SENT)
+            return unavailable
         if code is grpc.StatusCode.CANCELLED:
-            return ServerUnavailable(f"the server {self._server} has ended the call: it is ending itself")
+            unavailable = ServerUnavailable(f"the server {self._server} has ended the call: it is ending itself")
+            unavailable.sent = True
+            return unavailable
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return TelehandlerError(f"the server {self._server} did not answer in time")
+            return ServerSilent(f"the server {self._server} did not answer in time")
         failure = TelehandlerError(text or code.name.lower())
         metadata = {key: str(value) for key, value in error.trailing_metadata() or ()}
         if metadata.get("telehandler-stage") == _EXEC:

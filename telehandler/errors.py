@@ -17,7 +17,19 @@ class HelperUnavailable(TelehandlerError):
 
 
 class ServerUnavailable(TelehandlerError):
-    """The server cannot be reached, or the connection to it broke."""
+    """The server cannot be reached, or the connection to it broke. `sent`: it may have got the request."""
+
+    sent = False
+
+
+class ServerSilent(ServerUnavailable):
+    """The server did not answer within a call's time."""
+
+    sent = True
+
+
+class RequestReused(TelehandlerError):
+    """A request id that another request of the same user has had."""
 
 
 class HelperRefused(TelehandlerError):

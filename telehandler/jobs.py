@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from helper.wire import Stage
 from telehandler import digest, states
-from telehandler.errors import HelperRefused, HelperUnavailable, TelehandlerError
+from telehandler.errors import HelperRefused, HelperUnavailable, RequestReused, TelehandlerError
 from telehandler.link import HelperLink, LiveJob, Order
 from telehandler.log import NO_CAP, Cap, JobLog, LogFull, Stream
 from telehandler.pump import Pump
@@ -45,6 +45,8 @@ class Request(NamedTuple):
     profile: str
     log_cap: Cap = NO_CAP
     log_kill: bool = False  # at the cap, if it does not drop the oldest; else the job waits
+    request_id: str = ""  # starts of one owner with one id are one job's; empty: each is its own
+    request_sha256: str = ""  # hex, tells requests with one id apart
 
 
 class Job:
@@ -73,6 +75,7 @@ class Jobs:
         self._jobs: dict[str, Job] = {}  # running, by uuid
         self._tasks: set[asyncio.Task[Any]] = set()
         self._starts: set[asyncio.Task[Job]] = set()  # under way
+        self._starting: dict[tuple[str, str], asyncio.Task[Job]] = {}  # those with an id, by owner and request id
         self._ending = False
         self._logs: WeakValueDictionary[str, JobLog] = WeakValueDictionary()  # of ended jobs, while they are watched
 
@@ -82,6 +85,7 @@ class Jobs:
         A helper that is dead knows none. Raises HelperUnavailable for one that lives and does not answer.
         """
         recorded = {record.uuid: record for record in self._records.running()}
+        begun = {record.uuid: record for record in self._records.begun()}
         try:
             _, adopted = await self._link.hello()
         except HelperUnavailable:
@@ -90,13 +94,16 @@ class Jobs:
             adopted = []
         for tag, live in adopted:
             uuid = str(uuids.UUID(bytes=tag))
-            record = recorded.pop(uuid, None)
+            record = recorded.pop(uuid, None) or begun.pop(uuid, None)
             if record is None and self._records.get(uuid):  # the api before died between its record and RELEASE
                 live.close()
                 self._spawn(self._release(self._link, live.handle))
                 continue
             unknown = record is None  # it died between START and its record: nobody knows of the job
             record = record or Record(uuid, "", [])
+            if not unknown and not record.job_uid:  # there too, but who asked has a request id to ask again with
+                record.job_uid = live.uid
+                self._records.save(record)
             log = self._new_log(record)
             log.recount()
             job = Job(record, log)
@@ -110,6 +117,8 @@ class Jobs:
             log.recount()
             self._end(record, State.FAILED, Reason.LOST, log)
             log.release()
+        for record in begun.values():  # never ran, or died with its helper unseen: the next one who asks starts it
+            self._records.forget(record)
         self._spawn(self._retention.sweep(self._retention.orphans(self._jobs)))
 
     async def connect(self, link: HelperLink) -> None:
@@ -135,26 +144,41 @@ class Jobs:
         return [*(b"env " + entry for entry in order.env), *await self._link.check(order), *fallback]
 
     async def start(self, request: Request) -> Job:
-        """A running job. Raises HelperRefused or HelperUnavailable. A caller who is cancelled does not cancel it."""
-        if self._ending:
-            raise HelperUnavailable("the server is ending, and starts no more jobs")
-        task = asyncio.get_running_loop().create_task(self._start(request, self._link))
-        self._starts.add(task)
-        task.add_done_callback(self._starts.discard)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to see it
-        return await asyncio.shield(task)
+        """A running job, or the one that this request id has started already.
+
+        A caller who is cancelled does not cancel it. Raises HelperRefused, HelperUnavailable, RequestReused.
+        """
+        key = request.owner, request.request_id
+        starting = self._starting.get(key)
+        if not starting:
+            if request.request_id and (record := self._records.of_request(*key)):
+                return _same(self._jobs.get(record.uuid) or _ended(record), request)
+            if self._ending:
+                raise HelperUnavailable("the server is ending, and starts no more jobs")
+            starting = asyncio.get_running_loop().create_task(self._start(request, self._link))
+            self._starts.add(starting)
+            starting.add_done_callback(self._starts.discard)
+            starting.add_done_callback(lambda task: task.cancelled() or task.exception())  # heard, if by nobody else
+            if request.request_id:
+                self._starting[key] = starting
+                starting.add_done_callback(lambda _: self._starting.pop(key))
+        return _same(await asyncio.shield(starting), request)
 
     async def _start(self, request: Request, link: HelperLink) -> Job:
-        uuid = uuids.uuid4()
-        order = self._order(request, uuid)
+        record = _record(request)
+        if record.request_id and not self._records.begin(record):
+            raise HelperUnavailable("the helper has not answered a start of this request id: it is not known yet")
+        order = self._order(request, uuids.UUID(record.uuid))
         try:
             live = await _start_by(link, order, anywhere=not request.cwd)
+        except HelperUnavailable:
+            if link.lost:  # what may have started has ended with the helper
+                self._records.forget(record)
+            raise  # else it may have started: `adopt` will see
         except HelperRefused as refused:
+            self._records.forget(record)
             raise _named(refused, request) from None
-        record = Record(str(uuid), request.owner, request.argv, start_ns=time.time_ns(), job_uid=live.uid)
-        if request.log_cap.max_bytes:
-            policy = "drop" if request.log_cap.drop_oldest else "kill" if request.log_kill else "block"
-            record.extra |= {"log_max_bytes": str(request.log_cap.max_bytes), "log_policy": policy}
+        record.job_uid, record.start_ns = live.uid, time.time_ns()
         log = None
         try:
             log = self._new_log(record)
@@ -165,6 +189,7 @@ class Jobs:
             live.close()
             await _kill(link, live.handle)
             self._spawn(self._release(link, live.handle))
+            self._records.forget(record)
             raise
         job = Job(record, log)
         self._track(job, log, live, link)
@@ -263,7 +288,7 @@ class Jobs:
         pump = Pump(log, live.stdout_fd, live.stderr_fd, lambda error: self._log_failed(job, error))
         self._spawn(self._follow(job, log, pump, link))
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -344,6 +369,26 @@ async def _kill(link: HelperLink, handle: int) -> None:
 def _exited(job: Job) -> "asyncio.Future[dict[str, int] | None]":
     assert job.link is not None
     return job.link.exited(job.handle)
+
+
+def _record(request: Request) -> Record:
+    """Of a job that is about to start."""
+    record = Record(str(uuids.uuid4()), request.owner, request.argv, start_ns=time.time_ns())
+    record.request_id, record.request_sha256 = request.request_id, request.request_sha256
+    if request.log_cap.max_bytes:
+        policy = "drop" if request.log_cap.drop_oldest else "kill" if request.log_kill else "block"
+        record.extra |= {"log_max_bytes": str(request.log_cap.max_bytes), "log_policy": policy}
+    return record
+
+
+def _same(job: Job, request: Request) -> Job:
+    """The job, unless another request has started it. Raises RequestReused."""
+    if job.record.request_sha256 != request.request_sha256:
+        raise RequestReused(
+            f"the request id {request.request_id} was that of another request, whose job is {job.record.name}: "
+            "each new request needs an id of its own"
+        )
+    return job
 
 
 def _ended(record: Record) -> Job:

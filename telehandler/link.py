@@ -63,6 +63,7 @@ class HelperLink:
         self._arrived = asyncio.Event()  # another ADOPT, or the end
         self._hello_id = -1
         self._greeted = self.closed = False
+        self.lost = False  # closed by the helper's end
         self._gone = asyncio.Event()
         self._sending = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -221,6 +222,7 @@ class HelperLink:
 
     def _lost(self) -> None:
         """The helper died, and every job with it."""
+        self.lost = True
         self.close()
         for exited in self._exits.values():
             if not exited.done():

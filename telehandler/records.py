@@ -35,6 +35,19 @@ _MIGRATIONS = (
         "CREATE INDEX job_by_end ON job (end_ns, uuid, output_bytes) WHERE state <> 1",
         "CREATE INDEX job_running ON job (uuid) WHERE state = 1",
     ),
+    (
+        "ALTER TABLE job ADD COLUMN request_id TEXT NOT NULL DEFAULT ''",
+        "CREATE UNIQUE INDEX job_by_request ON job (owner, request_id) WHERE request_id <> ''",
+        # Starts with a request id that the helper has been asked for and that are not known to have succeeded.
+        """CREATE TABLE start (
+            uuid TEXT PRIMARY KEY,
+            owner TEXT NOT NULL,
+            request_id TEXT NOT NULL,
+            record TEXT NOT NULL,
+            UNIQUE (owner, request_id)
+        ) STRICT""",
+        "CREATE TRIGGER started AFTER INSERT ON job BEGIN DELETE FROM start WHERE uuid = NEW.uuid; END",
+    ),
 )
 SCHEMA_VERSION = len(_MIGRATIONS)
 MAX_PAGE_BYTES = 1 << 20  # of records in one page, whatever their number: a command may be long
@@ -78,6 +91,8 @@ class Record:
     stdout_sha256: str = ""  # hex, of every byte it wrote; empty: not known
     stderr_sha256: str = ""
     dropped_bytes: int = 0  # at the beginning, no longer kept
+    request_id: str = ""  # of StartJob; empty: none
+    request_sha256: str = ""  # hex, of the request that had this id
     extra: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -148,7 +163,8 @@ class Records:
 
     def save(self, record: Record) -> None:
         self._database.execute(
-            "INSERT INTO job (uuid, owner, state, record, start_ns, end_ns, output_bytes) VALUES (?, ?, ?, ?, ?, ?, ?) "
+            "INSERT INTO job (uuid, owner, state, record, start_ns, end_ns, output_bytes, request_id) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (uuid) DO UPDATE SET state = excluded.state, record = excluded.record, "
             "start_ns = excluded.start_ns, end_ns = excluded.end_ns, output_bytes = excluded.output_bytes",
             (
@@ -159,8 +175,31 @@ class Records:
                 record.start_ns,
                 record.end_ns,
                 record.output_bytes,
+                record.request_id,
             ),
         )
+
+    def begin(self, record: Record) -> bool:
+        """Notes, before the helper is asked, what is to start; `save` turns it into a job's record.
+
+        False: another start of this request is noted already.
+        """
+        query = "INSERT INTO start (uuid, owner, request_id, record) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        values = (record.uuid, record.owner, record.request_id, _dump(record))
+        return self._database.execute(query, values).rowcount == 1
+
+    def begun(self) -> list[Record]:
+        """Starts that were noted and neither saved nor forgotten."""
+        return [_load(text) for (text,) in self._database.execute("SELECT record FROM start")]
+
+    def forget(self, record: Record) -> None:
+        """A start that was noted and came to nothing."""
+        self._database.execute("DELETE FROM start WHERE uuid = ?", (record.uuid,))
+
+    def of_request(self, owner: str, request_id: str) -> Record | None:
+        query = "SELECT record FROM job WHERE owner = ? AND request_id = ? AND request_id <> ''"
+        row = self._database.execute(query, (owner, request_id)).fetchone()
+        return _load(row[0]) if row else None
 
     def delete(self, uuid: str) -> None:
         self._database.execute("DELETE FROM job WHERE uuid = ?", (uuid,))

@@ -1,6 +1,8 @@
 """The RPCs: requests checked and authorised, jobs called, answers made. One handler for each RPC."""
 
 import asyncio
+import hashlib
+import re
 import signal
 import sys
 import traceback
@@ -12,13 +14,13 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from helper.wire import LIMITS, MAX_COUNT, MAX_SIGNAL, MAX_STRING, Stage
+from telehandler import bounds, pages, watch
 from telehandler import jobs as core
-from telehandler import pages, watch
 from telehandler.auth import AuthError, Caller, caller_of
-from telehandler.bounds import MAX_TAIL_LINES
-from telehandler.errors import HelperRefused, TelehandlerError
+from telehandler.errors import HelperRefused, RequestReused, TelehandlerError
 from telehandler.jobs import Job, Jobs, Request
 from telehandler.log import Cap, JobLog, Stream
 from telehandler.pb import telehandler_pb2 as pb
@@ -27,6 +29,7 @@ from telehandler.tls import TLS_VERSION
 
 SERVICE = "telehandler.v1.TelehandlerService"
 ORIGINAL_SERVICE = "drrev.telehandler.foreman.v1alpha1.ForemanService"
+_MAX_SECONDS = 253_402_300_799  # of a time, either way: the last one of the year 9999
 _NO_JOB = "no such job, or not yours"
 _CODES = {
     Stage.REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
@@ -34,6 +37,7 @@ _CODES = {
     Stage.CAPACITY: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Stage.NO_SUCH_JOB: grpc.StatusCode.FAILED_PRECONDITION,
 }
+_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -88,9 +92,10 @@ class Service:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the parent must be users/{user}, or empty")
         if owner != caller.name:
             raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "a job's parent must be its caller")
+        wanted = _request(request, owner)
         if request.validate_only:
-            return pb.JobResponse(sandbox=await self._jobs.check(_request(request, owner)))
-        job = await self._jobs.start(_request(request, owner))
+            return pb.JobResponse(sandbox=await self._jobs.check(wanted))
+        job = await self._jobs.start(wanted)
         return pb.JobResponse(name=job.record.name, uid=job.record.uuid, state=_state(job))
 
     async def stop_job(self, request: pb.StopJobRequest, caller: Caller, context: Context) -> Empty:
@@ -200,20 +205,33 @@ class Service:
     def _call(self, handler: Callable[[Any, Caller, Context], Awaitable[Any]]) -> Callable[[Any, Context], Any]:
         async def call(request: Any, context: Context) -> Any:
             try:
-                return await handler(request, self._admit(context), context)
+                async with asyncio.timeout(_handling_s(request)):
+                    return await handler(request, self._admit(context), context)
             except Exception as error:
                 await _abort(context, error)
 
         return call
 
 
+def _handling_s(request: Any) -> float | None:
+    """How long the call of a request may take; None: as long as its client is there."""
+    if isinstance(request, pb.WatchJobOutputRequest) or getattr(request, "wait", False):
+        return None
+    grace_s = float(request.grace.seconds) if request.DESCRIPTOR.name == "StopJobRequest" else 0
+    return bounds.HANDLING_TIMEOUT_S + min(max(grace_s, 0), core.MAX_GRACE_S)
+
+
 async def _abort(context: Context, error: Exception) -> None:
+    if isinstance(error, TimeoutError):
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the server did not get it done in time: ask again")
     if isinstance(error, Refusal):
         await context.abort(error.code, str(error))
     if isinstance(error, HelperRefused):
         code = _CODES.get(Stage(error.stage), grpc.StatusCode.FAILED_PRECONDITION)
         stage = Stage(error.stage).name.lower()
         await context.abort(code, str(error), (("telehandler-stage", stage), ("telehandler-errno", str(error.errno))))
+    if isinstance(error, RequestReused):
+        await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
     if isinstance(error, TelehandlerError):
         await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
     # Unforeseen. Its text may hold paths or what a user sent: the log gets only its place, the client nothing.
@@ -241,32 +259,57 @@ def _request(request: pb.StartJobRequest, owner: str) -> Request:
     if len(argv) > MAX_COUNT or len(env) > MAX_COUNT - len(core.DEFAULT_ENV):
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"over {MAX_COUNT} arguments or variables")
     limits = {name: getattr(request.limits, name) for name in LIMITS.split()}
+    if request.log_policy not in pb.LogPolicy.values():
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"log policies are: {', '.join(pb.LogPolicy.keys())}")
     cap = Cap(request.log_max_bytes, request.log_policy == pb.LOG_POLICY_DROP_OLDEST)
     if request.log_policy and not cap.max_bytes:
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a log policy needs a cap, log_max_bytes")
     kill = request.log_policy == pb.LOG_POLICY_KILL
-    return Request(owner, argv, env, cwd, limits, request.profile, cap, kill)
+    identity = _identity(request, owner) if request.request_id else ("", "")
+    return Request(owner, argv, env, cwd, limits, request.profile, cap, kill, *identity)
+
+
+def _identity(request: pb.StartJobRequest, owner: str) -> tuple[str, str]:
+    """The request id in its one form, and a digest of all the rest, which must be the same with the same id."""
+    if not _UUID.fullmatch(request.request_id) or not uuids.UUID(request.request_id).int:
+        text = "a request id is a UUID, such as 4f1c2a9e-0b1d-4c52-9d0a-3f6f1f5b7a10, and not all zeros"
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text)
+    rest = pb.StartJobRequest()
+    rest.CopyFrom(request)
+    rest.request_id, rest.parent = "", f"users/{owner}"
+    return request.request_id.lower(), hashlib.sha256(rest.SerializeToString(deterministic=True)).hexdigest()
 
 
 async def _wish(request: pb.WatchJobOutputRequest, log: JobLog) -> watch.Wish:
     """Where to begin, and what to send."""
+    if request.stream not in (0, *Stream):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a stream is stdout, stderr, or unspecified for both")
     stream = Stream(request.stream) if request.stream else None
-    since_ns, until_ns = request.since.ToNanoseconds(), request.until.ToNanoseconds()
+    since_ns, until_ns = _nanoseconds(request.since), _nanoseconds(request.until)
     offset = request.offset
     if request.HasField("tail_lines"):
         if offset or since_ns:
             raise Refusal(
                 grpc.StatusCode.INVALID_ARGUMENT, "the last lines go without an offset and a time to begin at"
             )
-        if request.tail_lines > MAX_TAIL_LINES:
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"at most the last {MAX_TAIL_LINES} lines")
-        offset = await asyncio.to_thread(log.tail, request.tail_lines, stream)
+        if request.tail_lines > bounds.MAX_TAIL_LINES:
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"at most the last {bounds.MAX_TAIL_LINES} lines")
+        offset = log.size
+        if request.tail_lines:
+            offset = await asyncio.to_thread(log.tail, request.tail_lines, stream)
     elif since_ns:
         offset = max(offset, log.at_time(since_ns))
-    if log.ended and offset > log.size:
-        text = f"offset {offset} is beyond the output, which has {log.size} bytes"
+    if offset > log.size:
+        text = f"offset {offset} is beyond the output, which has {log.size} bytes{'' if log.ended else ' so far'}"
         raise Refusal(grpc.StatusCode.OUT_OF_RANGE, text)
     return watch.Wish(offset, not request.no_follow, stream, until_ns, request.accept_zstd, request.exact_times)
+
+
+def _nanoseconds(time: Timestamp) -> int:
+    """Since the epoch; 0 for none."""
+    if not -_MAX_SECONDS <= time.seconds <= _MAX_SECONDS or not 0 <= time.nanos < 1_000_000_000:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a time has from 0001 to 9999 as its year and nanos from 0 up")
+    return time.seconds * 1_000_000_000 + time.nanos
 
 
 def _owner(parent: str, caller: Caller) -> str | None:

@@ -37,7 +37,7 @@ def serve(options: Options) -> int:
     if options.user and not is_root:
         raise TelehandlerError("--user needs root")
     # As root, before root is given up: what the api must read later, as fds that need no permission.
-    names = options.cert, options.key, options.root
+    names = os.path.abspath(options.cert), os.path.abspath(options.key), os.path.abspath(options.root)
     files = Files(*names)
     paths = [_open_directory(path) for path in sys.path if os.path.isdir(path)] if is_root else []
     state = _state_directory(options.state_dir, user.pw_uid if user else os.getuid(), user.pw_gid if user else -1)
@@ -54,6 +54,7 @@ def serve(options: Options) -> int:
             "max_connections": options.max_connections,
             "max_calls_per_user": options.max_calls_per_user,
             "cwd": os.getcwd(),
+            "tls_files": names,
         }
         return Upkeep(spec, names, files, paths, helpers, options.drain_s).run()
     finally:

@@ -5,6 +5,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from telehandler.errors import EXIT_OURS, EXIT_TIMEOUT
 
@@ -24,7 +25,8 @@ def write(stderr: bool, data: bytes) -> None:
 
 def note(text: str) -> None:
     """One line on stderr; control characters of a job's fields are shown escaped."""
-    print(f"telehandler: {printable(text)}", file=sys.stderr, flush=True)
+    with suppress(BrokenPipeError):  # nobody reads them, but the job's output may have a reader
+        print(f"telehandler: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:

@@ -114,12 +114,13 @@ def issue(
     signer: str = "root",
     usage: x509.ObjectIdentifier | None = ExtendedKeyUsageOID.CLIENT_AUTH,
     start: float = -1,
+    curve: ec.EllipticCurve | None = None,
 ) -> Path:
-    """`target`.pem and -key.pem for the common `names`, good for five days from day `start`.
+    """`target`.pem and -key.pem for the common `names`, good for five days from day `start`; P-256 without a `curve`.
 
     `signer`: root, or client (who may sign nothing), or self: a root of its own under the root's name.
     """
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = ec.generate_private_key(curve or ec.SECP256R1())
     issuer = x509.load_pem_x509_certificate((ssl / f"{'root' if signer == 'self' else signer}.pem").read_bytes())
     issuer_key = key if signer == "self" else load_pem_private_key((ssl / f"{signer}-key.pem").read_bytes(), None)
     assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)

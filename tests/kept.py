@@ -2,8 +2,10 @@
 
 import json
 import os
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,12 @@ def listed(server: Server, *options: str, user: str = "client") -> list[dict[str
     answer = json.loads(done.stdout)
     assert answer["schema"] == 1
     return list(answer["jobs"])
+
+
+def starts_noted(server: Server) -> int:
+    """What the api has asked the helper to start and is not answered yet: starts with a request id."""
+    with closing(sqlite3.connect(f"file:{server.state}/jobs.sqlite3?mode=ro", uri=True)) as database:
+        return int(database.execute("SELECT count(*) FROM start").fetchone()[0])
 
 
 def output_of(server: Server, name: str) -> Path:

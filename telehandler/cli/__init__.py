@@ -78,5 +78,7 @@ def _run() -> int:
     except TelehandlerError as error:
         note(str(error))
         return error.exit_code
+    except SystemExit as end:  # click's own, when nobody reads what is printed
+        return end.code if isinstance(end.code, int) else EXIT_OURS
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

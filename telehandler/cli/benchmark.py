@@ -54,7 +54,8 @@ def command(
     client = jobname.connect(settings)
     from telehandler.pb import telehandler_pb2 as pb
 
-    name = client.start(pb.StartJobRequest(argv=[os.fsencode(argument) for argument in command]))
+    message = pb.StartJobRequest(argv=[os.fsencode(argument) for argument in command])
+    name = client.start(message, terminal.note)
     processes = min(processes or os.cpu_count() or 1, watchers)
     try:
         results = benchmark.watch(settings, name, zstd, paths, processes, Progress(watchers).show)

@@ -57,7 +57,7 @@ def command(
     if given["dry_run"]:
         terminal.show_check(given["command"], client.check(message))
         return
-    name = client.start(message)
+    name = client.start(message, terminal.note)
     _write_jidfile(settings["jidfile"], name)
     if detach:
         print(name)

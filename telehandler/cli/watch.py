@@ -23,7 +23,7 @@ _STDERR = 2
 @click.command()
 @options.connection
 @click.option("-f/-F", "--follow/--no-follow", default=True, help="Go on to the job's end, or end with what is there.")
-@click.option("--offset", type=click.IntRange(0), help="Begin at this byte, counted over both streams.")
+@click.option("--offset", type=click.IntRange(0, (1 << 64) - 1), help="Begin at this byte, counted over both streams.")
 @click.option("-n", "--tail", type=click.IntRange(0, 1_000_000), metavar="N", help="Begin with the last N lines.")
 @click.option("--since", metavar="TIME", help="Only what came since: 2026-01-31T12:00:00Z, or 10m for ten minutes ago.")
 @click.option("--until", metavar="TIME", help="Only what came before.")

@@ -4,6 +4,7 @@ import random
 import sqlite3
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ from telehandler.pages import Query
 from telehandler.records import MAX_PAGE_BYTES, SCHEMA_VERSION, Keep, Place, Record, Records
 from telehandler.states import Reason, State
 
-VERSION_1 = Path(__file__).with_name("version-1.sql")
 EVERYBODYS = Query(None, frozenset())
 FINAL = [State.COMPLETED, State.FAILED, State.STOPPED]
 
@@ -114,15 +114,15 @@ def test_whatever_is_no_token_is_told(text: str) -> None:
         pages.unpack(EVERYBODYS, text)
 
 
-def _version_1(directory: Path) -> sqlite3.Connection:
+def _version(number: int, directory: Path) -> sqlite3.Connection:
     database = sqlite3.connect(directory / "jobs.sqlite3")
-    database.executescript(VERSION_1.read_text())
-    assert database.execute("PRAGMA user_version").fetchone() == (1,)
+    database.executescript(Path(__file__).with_name(f"version-{number}.sql").read_text())
+    assert database.execute("PRAGMA user_version").fetchone() == (number,)
     return database
 
 
 def test_a_database_of_version_1_is_brought_up_and_nothing_is_lost(tmp_path: Path) -> None:
-    _version_1(tmp_path).close()
+    _version(1, tmp_path).close()
     for _ in range(2):  # brought up, and opened as it is
         records = Records(tmp_path)
         found, more = records.page(None, [], None, 10)
@@ -141,11 +141,40 @@ def test_a_database_of_version_1_is_brought_up_and_nothing_is_lost(tmp_path: Pat
         assert records.surplus(Keep(output_bytes=12), 0) == by_end[:1]
         records.close()
     version = sqlite3.connect(tmp_path / "jobs.sqlite3").execute("PRAGMA user_version").fetchone()
-    assert version == (SCHEMA_VERSION,) == (2,)
+    assert version == (SCHEMA_VERSION,) == (3,)
+
+
+def test_a_database_of_version_2_is_brought_up_and_takes_request_ids(tmp_path: Path) -> None:
+    _version(2, tmp_path).close()
+    for _ in range(2):
+        records = Records(tmp_path)
+        found, _ = records.page(None, [], None, 10)
+        assert [(r.owner, r.argv, r.request_id) for r in found] == [
+            ("tele-tester", [b"sleep", b"99"], ""),
+            ("bubba", [b"false"], ""),
+            ("tele-tester", [b"sleep", b"1000"], ""),
+            ("tele-tester", [b"sh", b"-c", b"printf '\xff'"], ""),
+        ]
+        assert (found[1].stdout_bytes, found[1].dropped_bytes) == (8192, 4096)
+        assert found[1].extra == {"log_max_bytes": "4096", "log_policy": "drop"}
+        assert (records.begun(), records.of_request("bubba", "")) == ([], None)
+        records.close()
+    records = Records(tmp_path)
+    record = Record(str(uuid.uuid4()), "bubba", [b"true"], request_id=str(uuid.uuid4()))
+    assert records.begin(record)
+    assert not records.begin(replace(record, uuid=str(uuid.uuid4())))  # as long as it is not known what became of it
+    assert records.begun() == [record]
+    assert records.get(record.uuid) is records.of_request("bubba", record.request_id) is None
+    records.save(record)
+    assert (records.begun(), records.of_request("bubba", record.request_id)) == ([], record)
+    assert records.of_request("tele-tester", record.request_id) is None
+    records.delete(record.uuid)
+    assert records.of_request("bubba", record.request_id) is None
+    records.close()
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
-    database = _version_1(tmp_path)
+    database = _version(1, tmp_path)
     database.execute("UPDATE job SET record = '{' WHERE owner = 'bubba'")
     database.commit()
     before = list(database.iterdump())
@@ -162,7 +191,7 @@ def test_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
     database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     database.close()
     before = path.read_bytes()
-    with pytest.raises(TelehandlerError, match="records of version 3, this server knows up to 2: use the newer"):
+    with pytest.raises(TelehandlerError, match="records of version 4, this server knows up to 3: use the newer"):
         Records(tmp_path)
     assert path.read_bytes() == before
     path.unlink()
@@ -198,7 +227,8 @@ def test_lists_and_removal_go_by_an_index(tmp_path: Path) -> None:
                 records.page(owner, states, after, 10)
     records.surplus(Keep(1, 1, 1), 0)
     records.running()
+    records.of_request("ann", "x")
     records.close()
     database.close()
-    assert len(plans) == 11
+    assert len(plans) == 12
     assert [plan for plan in plans if "INDEX" not in plan or "TEMP B-TREE" in plan] == []

@@ -26,7 +26,7 @@ MAIN_JOB = (
 # One boot for each: how it is booted, and what is run in it.
 BOOTS = {
     "plain": (
-        *(f"{GUEST}/test_{name}.py" for name in ("limits", "disks", "hogs")),
+        *(f"{GUEST}/test_{name}.py" for name in ("limits", "disks", "hogs", "clock")),
         *(f"tests/e2e/test_main_job.py::{name}[root]" for name in MAIN_JOB),
     ),
     "systemd": (f"{GUEST}/test_systemd.py",),
