@@ -66,7 +66,7 @@ async def _serve(spec: dict[str, Any]) -> None:
     loop.add_reader(0, _read_lifeline, stopped)
     state = Path(spec["state_dir"])
     records = Records(state)
-    credentials = tls.server_credentials(tls.Files(*spec["tls_files"]), tls.Files(*spec["tls_copies"]))
+    credentials, note = tls.server_credentials(tls.Files(*spec["tls_files"]), tls.Files(*spec["tls_copies"]))
     link = HelperLink(socket.socket(fileno=spec["helper_fd"]))
     jobs = Jobs(state, link, records, spec["cwd"].encode(), Keep(**spec["keep"]))
     await jobs.adopt()
@@ -76,6 +76,8 @@ async def _serve(spec: dict[str, Any]) -> None:
     server.add_generic_rpc_handlers(tuple(service.handlers()))
     address = _listen(server, spec["listen"], credentials)
     await server.start()
+    if note:
+        tls.tell(note)
     print(f"telehandler: listening on {address}", file=sys.stderr, flush=True)
     await stopped.wait()
     await server.stop(STOP_GRACE_S)
