@@ -66,12 +66,12 @@ def _run(supervisor: socket.socket) -> None:
     if message is None:
         return
     spec = message.spec
-    credentials = tls.server_credentials(tls.Files(*spec["tls_files"]), tls.Files(*spec["tls_copies"]))
+    credentials, note = tls.server_credentials(tls.Files(*spec["tls_files"]), tls.Files(*spec["tls_copies"]))
     control.send(supervisor, "ready")
     message = control.receive(supervisor)
     if message is None:
         return
-    asyncio.run(_serve(supervisor, spec, credentials, message.fd))
+    asyncio.run(_serve(supervisor, spec, credentials, note, message.fd))
 
 
 def _drop_privileges() -> None:
@@ -82,7 +82,7 @@ def _drop_privileges() -> None:
 
 
 async def _serve(
-    supervisor: socket.socket, spec: dict[str, Any], credentials: grpc.ServerCredentials, helper_fd: int
+    supervisor: socket.socket, spec: dict[str, Any], credentials: grpc.ServerCredentials, note: str, helper_fd: int
 ) -> None:
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[float] = loop.create_future()  # the grace for calls under way
@@ -100,6 +100,8 @@ async def _serve(
     address = _listen(server, spec["listen"], credentials)
     await server.start()
     with contextlib.suppress(OSError):  # nobody reads any more
+        if note:
+            tls.tell(note)
         print(f"telehandler: listening on {address}", file=sys.stderr, flush=True)
     control.send(supervisor, "serving")
     supervisor.setblocking(False)

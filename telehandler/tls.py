@@ -48,18 +48,19 @@ class _Pieces(NamedTuple):
         return grpc.ssl_server_certificate_configuration([(self.key, self.chain)], root_certificates=self.roots)
 
 
-def server_credentials(files: Files, copies: Files) -> grpc.ServerCredentials:
+def server_credentials(files: Files, copies: Files) -> tuple[grpc.ServerCredentials, str]:
     """Credentials that demand a client certificate of the root, and follow `files` as they change.
 
     `copies`, made when the server started, are used as long as `files` are bad or are not this user's to read.
-    Raises TelehandlerError.
+    In that case there is a line that says so, to be shown once the server listens. Raises TelehandlerError.
     """
     certificates = _Certificates(files, copies)
-    return grpc.dynamic_ssl_server_credentials(
+    credentials = grpc.dynamic_ssl_server_credentials(
         certificates.pieces.configuration(),
         certificates.fetch,  # type: ignore[arg-type]  # the stub forgets that None is allowed
         require_client_authentication=True,
     )
+    return credentials, certificates.told
 
 
 class _Certificates:
@@ -70,21 +71,24 @@ class _Certificates:
         self._lock = threading.Lock()  # grpc asks from threads of its own
         self._state: list[tuple[int, ...]] = []
         self._good = False  # what is not is read again each time: it may be half written
-        self._told = ""
+        self.told = ""  # why the files are not in use
         self.pieces = self._new() or _pieces(copies)
 
     def fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """Before each handshake: what is new, None when nothing is."""
         with self._lock:
+            told = self.told
             pieces = self._new()
+            if self.told not in ("", told):
+                tell(self.told)
             if pieces is None or pieces == self.pieces:
                 return None
             self.pieces = pieces
-            _tell("new connections get the new certificates")
+            tell("new connections get the new certificates")
             return pieces.configuration()
 
     def _new(self) -> _Pieces | None:
-        """The files, if they have changed and are good; when they are bad, that is told once."""
+        """The files, if they have changed and are good; `told` says why they are not."""
         state = [_state(path) for path in self._files]  # before they are read: a change meanwhile is seen next time
         if self._good and state == self._state:
             return None
@@ -94,15 +98,14 @@ class _Certificates:
             _check(pieces, self._files)
         except TelehandlerError as error:
             self._good = False
-            if self._told != str(error):
-                self._told = str(error)
-                _tell(f"{error}; the server goes on with those it has")
+            self.told = f"{error}; the server goes on with those it has"
             return None
-        self._good, self._told = True, ""
+        self._good, self.told = True, ""
         return pieces
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
+    """A line of the server's log."""
     print(f"telehandler: {text}", file=sys.stderr, flush=True)
 
 
