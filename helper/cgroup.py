@@ -34,10 +34,9 @@ def find_root(wanted: str) -> str:
     if os.path.exists(f"{wanted}/cgroup.controllers"):
         return wanted
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [line.split() for line in file]
-    for row in rows:
-        if row[row.index("-") + 1] == "cgroup2" and row[4].startswith(wanted.rstrip("/") + "/"):
-            return row[4]
+        for row in map(str.split, file):
+            if row[row.index("-") + 1] == "cgroup2" and row[4].startswith(wanted.rstrip("/") + "/"):
+                return row[4]
     raise SetupError(f"no cgroup v2 at or below {wanted}: mount cgroup2 there, or name another with --cgroup-root")
 
 
@@ -75,7 +74,8 @@ def facts(dir_fd: int) -> dict[str, int]:
 
 def remove(path: str) -> bool:
     """Removes a cgroup and its descendants, deepest first; False while something lives in it."""
-    for directory, _, _ in os.walk(path, topdown=False):
+    # `path` itself once more: that takes no fd, which there may be none of.
+    for directory in (*(found for found, _, _ in os.walk(path, topdown=False)), path):
         with suppress(OSError):  # EBUSY
             os.rmdir(directory)
     return not os.path.exists(path)
@@ -104,6 +104,7 @@ class Base:
         self.path = f"{root}/{_PREFIX}{os.getpid()}"
         os.mkdir(self.path, 0o755)
         self.fd = os.open(self.path, _OPEN_DIR)
+        self.events_fd = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
         fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.controllers = self._enable()
 
@@ -139,9 +140,8 @@ class Base:
         if missing:
             cause = "has no disk to act on" if missing[0] in self.controllers else f"is not available in {self.root}"
             text = f"the cgroup controller {missing[0]} {cause}, so its limits cannot be enforced: "
-            raise Refusal(
-                Stage.LIMIT, errno.EOPNOTSUPP, text + "the policy's allow_missing_controllers can allow jobs without it"
-            )
+            text += "the policy's allow_missing_controllers can allow jobs without it"
+            raise Refusal(Stage.LIMIT, errno.EOPNOTSUPP, text)
         quota = limits["cpu_millis"] * _CPU_PERIOD_USEC // 1000
         return [
             (file, value.format(disk=disk, cpu_quota=quota, **limits))

@@ -158,8 +158,7 @@ def drop_privileges(uid: int) -> None:
 def _read_back(uid: int) -> None:
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         status = {name: value.split() for name, _, value in (line.partition(":") for line in file)}
-    ids = [str(uid)] * 4
-    wanted = {"Uid": ids, "Gid": ids, "Groups": [], "NoNewPrivs": ["1"], "Seccomp": ["2"]}
+    wanted = {"Uid": [str(uid)] * 4, "Gid": [str(uid)] * 4, "Groups": [], "NoNewPrivs": ["1"], "Seccomp": ["2"]}
     wanted |= {f"Cap{name}": ["0" * 16] for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")}
     wrong = [name for name, value in wanted.items() if status.get(name) != value]
     with suppress(PermissionError):

@@ -96,11 +96,13 @@ class Monitor:
                 self.poll.modify(self.sock.fileno(), read | (select.POLLOUT if self.queue else 0))
                 self._turn(_TICK_MS)
         finally:
+            self.sock.close()  # an fd for what follows, should there be no other
             # The whole tree at once, by nothing of the table: a fault may be what ended us.
             cgroup.kill(self.base.fd)
             deadline = time.monotonic() + _END_DEADLINE_S
-            while not cgroup.remove(self.base.path) and time.monotonic() < deadline:
-                time.sleep(0.01)
+            while b"populated 1" in os.pread(self.base.events_fd, 256, 0) and time.monotonic() < deadline:
+                select.select([], [], [self.base.events_fd], _TICK_MS / 1000)
+            cgroup.remove(self.base.path)
 
     def _turn(self, timeout_ms: int) -> None:
         for fd, event in self.poll.poll(timeout_ms):
@@ -111,7 +113,8 @@ class Monitor:
         now = time.monotonic()
         for job in list(self.jobs.values()):
             if job.state is JobState.DYING:
-                self._finish(job)
+                with suppress(OSError):  # such as no fd free: tried again at the next turn
+                    self._finish(job)
             elif now >= job.deadline and job.state is JobState.RUNNING:
                 self._expire(job)
 
@@ -210,6 +213,7 @@ class Monitor:
         stage = Stage.CGROUP
         try:
             job.fds["cgroup"] = self.base.create(job.handle)
+            job.fds["events"] = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=job.fds["cgroup"])
             for file, value in order.rows:
                 cgroup.write(job.fds["cgroup"], file, value)
             stage = Stage.CLONE
@@ -320,7 +324,10 @@ class Monitor:
 
     def _kill_job(self, job: Job) -> None:
         job.facts["killed"] = 1
-        cgroup.kill(job.fds["cgroup"])
+        try:
+            cgroup.kill(job.fds["cgroup"])
+        except OSError:  # no fd is free: this takes none, and its namespace ends with its init
+            pidfd_send_signal(job.fds["pidfd"], SIGKILL)
 
     def _reap(self, job: Job) -> None:
         """The init is dead, and its namespace with it; once."""
@@ -336,7 +343,6 @@ class Monitor:
         code = os.waitstatus_to_exitcode(status)  # a signal as a negative number
         job.facts |= {"exit_code": max(code, 0), "signal": max(-code, 0), "max_rss_bytes": usage.ru_maxrss * 1024}
         job.facts |= {"user_usec": int(usage.ru_utime * 1e6), "system_usec": int(usage.ru_stime * 1e6)}
-        job.fds["events"] = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=job.fds["cgroup"])
         self._watch(job.fds["events"], select.POLLPRI, lambda: None)
         job.state = JobState.DYING  # finished at the end of this turn
 

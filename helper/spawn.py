@@ -26,7 +26,6 @@ EXEC_NEXT = b"E"
 _PIPES = {"status": os.O_NONBLOCK, "result": os.O_NONBLOCK, "stdout": 0, "stderr": 0}
 _CHILD_FDS = ("stdin", "stdout", "stderr", "status", "result")  # as 0 to 4
 _STATUS_FD, _RESULT_FD = 3, 4
-_GROUP_SIGNALS = (signal.SIGINT, signal.SIGQUIT)
 _NAMESPACES = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC
 _ALL = signal.valid_signals()
 
@@ -80,7 +79,7 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
         os.umask(0o022)
         stage = Stage.MOUNT
         confine.change_root(order.profile)
-        _close_from(_RESULT_FD + 1)
+        os.closerange(_RESULT_FD + 1, os.sysconf("SC_OPEN_MAX"))
         stage = Stage.NETWORK
         socket.sethostname(confine.HOSTNAME)
         if order.profile.network != "host":
@@ -100,9 +99,8 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
             _exec(order)
         _init(main)
     except BaseException as error:
-        number = error.errno if isinstance(error, OSError) else None
         with suppress(OSError):  # already closed in the init, or the helper is gone
-            os.write(report_fd, STATUS.pack(stage, number or errno.EIO))
+            os.write(report_fd, STATUS.pack(stage, getattr(error, "errno", 0) or errno.EIO))
     finally:
         os._exit(125)
 
@@ -112,11 +110,7 @@ def _arrange_fds(fds: list[int]) -> None:
     # Copied up first: a source must not be a target.
     for target, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD, _RESULT_FD + 1) for fd in fds]):
         os.dup2(fd, target, inheritable=target <= 2)
-    _close_from(_RESULT_FD + 1)
-
-
-def _close_from(fd: int) -> None:
-    os.closerange(fd, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(_RESULT_FD + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _enter(directory: bytes) -> None:
@@ -147,7 +141,7 @@ def _init(main: int) -> NoReturn:
         if number != signal.SIGCHLD:
             # What a terminal sends goes to the whole group, as from a terminal.
             with suppress(ProcessLookupError, PermissionError):  # not yet its own group, or just dead
-                (os.killpg if number in _GROUP_SIGNALS else os.kill)(main, number)
+                (os.killpg if number in (signal.SIGINT, signal.SIGQUIT) else os.kill)(main, number)
             continue
         pid = -1
         while pid:

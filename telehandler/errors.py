@@ -20,6 +20,10 @@ class ServerUnavailable(TelehandlerError):
     """The server cannot be reached, or the connection to it broke."""
 
 
+class Exhausted(TelehandlerError):
+    """The server is out of something: room on its disk, file descriptors, processes, memory. It passes."""
+
+
 class HelperRefused(TelehandlerError):
     """The helper refused a request, or a step of a start failed."""
 

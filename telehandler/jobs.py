@@ -3,6 +3,9 @@
 import asyncio
 import errno
 import os
+import shutil
+import sqlite3
+import sys
 import time
 import uuid as uuids
 from collections.abc import Collection, Coroutine
@@ -11,11 +14,11 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from helper.wire import Stage
-from telehandler import digest, states
-from telehandler.errors import HelperRefused, TelehandlerError
-from telehandler.link import HelperLink, LiveJob, Order
+from telehandler import digest, room, states
+from telehandler.errors import Exhausted, HelperRefused, TelehandlerError
+from telehandler.link import HelperLink, LiveJob, Order, Unreceived
 from telehandler.log import NO_CAP, Cap, JobLog, LogFull, Stream
-from telehandler.pump import Pump
+from telehandler.pump import RETRY_S, Pump
 from telehandler.records import Keep, Place, Record, Records
 from telehandler.retention import Retention
 from telehandler.states import Reason, State
@@ -51,6 +54,7 @@ class Job:
         self.record, self.log = record, log
         self.handle = -1  # the helper's, while it knows the job
         self.stopping = False
+        self.pump: Pump | None = None  # while it runs
         self.ended = asyncio.Event()
 
 
@@ -61,6 +65,7 @@ class Jobs:
         self, directory: Path, link: HelperLink, records: Records, cwd: bytes, keep: Keep | None = None
     ) -> None:
         self._directory, self._link, self._records, self._cwd = directory / "jobs", link, records, cwd
+        self._starting = 0  # jobs that are asked for and not yet there
         self._retention = Retention(self._directory, records, keep or Keep())
         self._live: dict[int, Job] = {}  # by handle
         self._jobs: dict[str, Job] = {}  # running, by uuid
@@ -87,6 +92,8 @@ class Jobs:
             log.recount()
             self._end(record, State.FAILED, Reason.LOST, log)
             log.release()
+            self._jobs[record.uuid] = _ended(record)
+            self._spawn(self._recorded(record))
         self._spawn(self._retention.sweep(self._retention.orphans(self._jobs)))
 
     async def check(self, request: Request) -> list[bytes]:
@@ -96,34 +103,57 @@ class Jobs:
         return [*(b"env " + entry for entry in order.env), *await self._link.check(order), *fallback]
 
     async def start(self, request: Request) -> Job:
-        """A running job. Raises HelperRefused or HelperUnavailable."""
+        """A running job. Raises HelperRefused, HelperUnavailable, or Exhausted where it could not be kept."""
         uuid = uuids.uuid4()
-        order = self._order(request, uuid)
-        try:
-            live = await self._link.start(order)
-        except HelperRefused as refused:
-            if refused.stage != Stage.CHDIR or request.cwd:
-                raise
-            live = await self._link.start(order._replace(cwd=b"/"))  # the server's own directory is hidden from jobs
-        record = Record(str(uuid), request.owner, request.argv, start_ns=time.time_ns(), job_uid=live.uid)
+        record = Record(str(uuid), request.owner, request.argv)
         if request.log_cap.max_bytes:
             policy = "drop" if request.log_cap.drop_oldest else "kill" if request.log_kill else "block"
             record.extra |= {"log_max_bytes": str(request.log_cap.max_bytes), "log_policy": policy}
-        log = None
+        log, live = None, None
         try:
-            log = self._new_log(record)
+            room.check(self._directory.parent, self._starting)
+            log = self._new_log(record)  # before it runs: what cannot be kept is not started
+            live = await self._ordered(request, uuid)
+            record.start_ns, record.job_uid = time.time_ns(), live.uid
             self._records.save(record)
-        except Exception:
-            if log:
-                log.release()
-            for fd in (live.stdout_fd, live.stderr_fd, live.cgroup_fd):
-                os.close(fd)
-            await self._kill(live.handle)
-            self._spawn(self._release(live.handle))
+        except BaseException as error:
+            await self._unmade(record, log, live)
+            if isinstance(error, OSError | sqlite3.Error):
+                text = error.strerror if isinstance(error, OSError) else error
+                raise Exhausted(f"the server cannot keep a job in its state directory: {text}") from None
             raise
         job = Job(record, log)
         self._track(job, log, live)
         return job
+
+    async def _ordered(self, request: Request, uuid: uuids.UUID) -> LiveJob:
+        order = self._order(request, uuid)
+        self._starting += 1
+        try:
+            return await self._link.start(order)
+        except HelperRefused as refused:
+            if refused.stage != Stage.CHDIR or request.cwd:
+                raise
+            return await self._link.start(order._replace(cwd=b"/"))  # the server's own directory is hidden from jobs
+        except Unreceived as unreceived:
+            await self._end_unkept(unreceived.handle)
+            raise
+        finally:
+            self._starting -= 1
+
+    async def _unmade(self, record: Record, log: JobLog | None, live: LiveJob | None) -> None:
+        """Takes back what was made of a start that failed."""
+        if log:
+            log.release()
+        shutil.rmtree(self._directory / record.uuid, ignore_errors=True)  # two empty files
+        if live:
+            for fd in (live.stdout_fd, live.stderr_fd, live.cgroup_fd):
+                os.close(fd)
+            await self._end_unkept(live.handle)
+
+    async def _end_unkept(self, handle: int) -> None:
+        await self._kill(handle)
+        self._spawn(self._release(handle))
 
     def find(self, uuid: str) -> Job | None:
         """A job by its UUID, running or ended."""
@@ -148,7 +178,11 @@ class Jobs:
         log = job.log or self._logs.get(job.record.uuid)
         if log and not log.closed:
             return log.retain()
-        log = self._logs[job.record.uuid] = self._new_log(job.record)
+        try:
+            log = JobLog(self._directory / job.record.uuid, ended=True)
+        except FileNotFoundError:
+            log = self._new_log(job.record)  # removed by hand: empty
+        self._logs[job.record.uuid] = log
         log.finish()
         return log
 
@@ -157,6 +191,8 @@ class Jobs:
         if job.ended.is_set():
             return
         job.stopping = True
+        if job.pump and self._exit(job.handle).done():
+            job.pump.give_up()  # it waits for the disk alone
         try:
             if grace_s > 0:
                 await self.signal(job, number)
@@ -165,6 +201,8 @@ class Jobs:
         except TimeoutError:
             pass
         if not job.ended.is_set():
+            if job.pump:
+                job.pump.give_up()
             await self._kill(job.handle)
             await job.ended.wait()
 
@@ -198,7 +236,7 @@ class Jobs:
         os.close(live.cgroup_fd)  # statistics while it runs come with a later verb
         job.handle = live.handle
         self._live[live.handle] = self._jobs[job.record.uuid] = job
-        pump = Pump(log, live.stdout_fd, live.stderr_fd, lambda error: self._log_failed(job, error))
+        pump = job.pump = Pump(log, live.stdout_fd, live.stderr_fd, lambda error: self._log_stuck(job, error))
         self._spawn(self._follow(job, log, pump))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
@@ -206,19 +244,27 @@ class Jobs:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _log_failed(self, job: Job, error: OSError) -> None:
-        """A job whose output cannot be kept is ended, or waits for ever, and its record says why."""
-        job.record.extra["log_error"] = error.strerror or os.strerror(error.errno or errno.EIO)
-        if isinstance(error, LogFull) and job.record.extra["log_policy"] == "block":
-            self._records.save(job.record)
-        else:
+    def _log_stuck(self, job: Job, error: OSError | None) -> None:
+        """A job whose output cannot be kept now waits, or is ended by its policy, and its record says why."""
+        extra = job.record.extra
+        if error is None:
+            del extra["log_error"]
+            return
+        reason = error.strerror or os.strerror(error.errno or errno.EIO)
+        extra["log_error"] = reason if isinstance(error, LogFull) else f"the output waits for the disk: {reason}"
+        if extra.get("log_policy") == "kill" or error.errno == errno.EOPNOTSUPP:  # this disk has no holes
+            if job.pump:
+                job.pump.give_up()
             self._spawn(self._kill(job.handle))
+        elif isinstance(error, LogFull):
+            self._spawn(self._saved(job.record))
 
     async def _follow(self, job: Job, log: JobLog, pump: Pump) -> None:
         """A job's way to its end: the pipes to EOF first, so that its last bytes come before its end."""
         handle = job.handle
         digests = asyncio.create_task(digest.follow(log, pump.hashed))
         facts = await self._exit(handle)
+        stopped = job.stopping
         await pump.drained()
         if pump.discarded:  # nothing is lost silently
             job.record.extra["log_error"] += f"; {pump.discarded} more bytes were not kept"
@@ -226,15 +272,33 @@ class Jobs:
         found = await digests
         job.record.stdout_sha256, job.record.stderr_sha256 = found[Stream.STDOUT], found[Stream.STDERR]
         if facts:
-            self._record_end(job, log, facts)
+            self._record_end(job, log, facts, stopped)
         else:
             self._end(job.record, State.FAILED, Reason.LOST, log)
-        self._live.pop(handle, None)
-        self._jobs.pop(job.record.uuid, None)
-        job.log = None
+        job.log = job.pump = None
         job.ended.set()
         log.release()
-        await self._release(handle)
+        await self._recorded(job.record)
+        self._live.pop(handle, None)
+        self._spawn(self._tidy(job))
+        await self._release(handle)  # only now: until then, an api after us learns of its end from the helper
+
+    async def _recorded(self, record: Record) -> None:
+        """Saves how a job ended; until that is done, it is found here."""
+        await self._saved(record)
+        self._jobs.pop(record.uuid, None)
+
+    async def _saved(self, record: Record) -> None:
+        """Saves a record; when the disk does not take it, again and again, unless the job is deleted meanwhile."""
+        failed = False
+        while record.owner and not (failed and not (self._directory / record.uuid).exists()):
+            try:
+                return self._records.save(record)
+            except sqlite3.OperationalError as error:
+                if not failed:
+                    print(f"telehandler: a job's record waits for the disk: {error}", file=sys.stderr, flush=True)
+                failed = True
+            await asyncio.sleep(RETRY_S)
 
     async def _release(self, handle: int) -> None:
         """Has the helper forget a job, once it has ended."""
@@ -261,11 +325,11 @@ class Jobs:
             if not (exit_ := self._exit(handle)).done():
                 exit_.set_result(None)
 
-    def _record_end(self, job: Job, log: JobLog, facts: dict[str, int]) -> None:
+    def _record_end(self, job: Job, log: JobLog, facts: dict[str, int], stopped: bool) -> None:
         number, code = facts["signal"], facts["exit_code"]
         job.record.signal, job.record.exit_code = number, 128 + number if number else code
         job.record.cpu_usec, job.record.memory_peak_bytes = facts["cgroup_usec"], facts["memory_peak_bytes"]
-        state, reason = states.end(facts, job.stopping)
+        state, reason = states.end(facts, stopped)
         self._end(job.record, state, reason, log)
 
     def _end(self, record: Record, state: State, reason: Reason, log: JobLog | None = None) -> None:
@@ -274,14 +338,9 @@ class Jobs:
         if log:
             record.stdout_bytes, record.stderr_bytes = log.sizes.values()
             record.dropped_bytes = log.floor
-        if record.owner:
-            self._records.save(record)
-        if job := self._jobs.get(record.uuid):
-            self._spawn(self._tidy(job))
 
     async def _tidy(self, job: Job) -> None:
         """Once a job has ended: what is now over a bound goes, and so does one that nobody knows of."""
-        await job.ended.wait()
         if not job.record.owner:
             await self.delete(job)
         await self._retention.prune()

@@ -15,11 +15,20 @@ from typing import Any, NamedTuple
 
 from helper import wire
 from helper.wire import Message, Type
-from telehandler.errors import HelperRefused, HelperUnavailable
+from telehandler.errors import Exhausted, HelperRefused, HelperUnavailable
 
 REPLY_TIMEOUT_S = 30.0
 _ANCILLARY = socket.CMSG_SPACE(wire.MAX_FDS * array.array("i").itemsize)
 _WITH_FDS = (Type.STARTED, Type.ADOPT)
+_PASSING = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Unreceived(Exhausted):
+    """A job runs, but its fds could not be received: `handle` is the caller's to kill and to release."""
+
+    def __init__(self, handle: int) -> None:
+        super().__init__("the server is out of file descriptors: end jobs or watches, or raise its limit")
+        self.handle = handle
 
 
 class LiveJob(NamedTuple):
@@ -77,8 +86,10 @@ class HelperLink:
         return message.fields, self._adopted
 
     async def start(self, order: Order) -> LiveJob:
-        """A running job. Raises HelperRefused with the stage that failed."""
+        """A running job. Raises HelperRefused with the stage that failed; Unreceived."""
         message, fds = await self._call(Type.START, **order.fields())
+        if not fds:
+            raise Unreceived(message.fields["handle"])
         return LiveJob(message.fields["handle"], message.fields["uid"], *fds)
 
     async def check(self, order: Order) -> list[bytes]:
@@ -123,7 +134,9 @@ class HelperLink:
             async with asyncio.timeout(REPLY_TIMEOUT_S):
                 await self._loop.sock_sendall(self._sock, datagram)
                 message, fds = await future
-        except (TimeoutError, OSError):
+        except (TimeoutError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in _PASSING:
+                raise Exhausted(f"the server cannot ask its helper now: {error.strerror}") from None
             raise HelperUnavailable("the helper does not answer") from None
         finally:
             self._waiting.pop(request_id, None)
@@ -137,15 +150,18 @@ class HelperLink:
             datagram, ancillary, flags, _ = self._sock.recvmsg(
                 wire.MAX_MESSAGE + 1, _ANCILLARY, socket.MSG_CMSG_CLOEXEC
             )
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
+        except OSError as error:
+            if error.errno in _PASSING:
+                return
             datagram, ancillary, flags = b"", [], 0
         fds = _received_fds(ancillary)
         if not datagram:
             return self._lost()
         try:
             message = wire.unpack(datagram)
+            if _out_of_fds(message, fds, flags):
+                _close_all(fds)
+                return self._dispatch(message, [])
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) != message.fd_count:
                 raise wire.WireError("truncated, or not the fds that the header announces")
             if len(fds) != (wire.MAX_FDS if message.type in _WITH_FDS else 0):
@@ -169,6 +185,12 @@ class HelperLink:
     def _lost(self) -> None:
         self.close()
         self.on_closed()
+
+
+def _out_of_fds(message: Message, fds: list[int], flags: int) -> bool:
+    """Whether the helper sent the fds of a start, and the kernel found no room for them in our table."""
+    lost = bool(flags & socket.MSG_CTRUNC) and len(fds) < message.fd_count
+    return message.type is Type.STARTED and message.fd_count == wire.MAX_FDS and lost
 
 
 def _received_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -1,7 +1,10 @@
 """The RPCs: requests checked and authorised, jobs called, answers made. One handler for each RPC."""
 
 import asyncio
+import errno
+import os
 import signal
+import sqlite3
 import sys
 import traceback
 import uuid as uuids
@@ -18,7 +21,7 @@ from telehandler import jobs as core
 from telehandler import pages, watch
 from telehandler.auth import AuthError, Caller, caller_of
 from telehandler.bounds import MAX_TAIL_LINES
-from telehandler.errors import HelperRefused, TelehandlerError
+from telehandler.errors import Exhausted, HelperRefused, TelehandlerError
 from telehandler.jobs import Job, Jobs, Request
 from telehandler.log import Cap, JobLog, Stream
 from telehandler.pb import telehandler_pb2 as pb
@@ -34,6 +37,8 @@ _CODES = {
     Stage.CAPACITY: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Stage.NO_SUCH_JOB: grpc.StatusCode.FAILED_PRECONDITION,
 }
+# What the server, its helper or the kernel is out of for now, whatever the step that met it.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.ENOBUFS)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -131,6 +136,7 @@ class Service:
         job = self._find(request.name, caller)
         if request.wait:
             await job.ended.wait()
+        context.set_trailing_metadata((("telehandler-detail", job.record.extra.get("log_error", "")),))
         return _status(job)
 
     async def signal_job(self, request: pb.SignalJobRequest, caller: Caller, context: Context) -> Empty:
@@ -212,10 +218,19 @@ async def _abort(context: Context, error: Exception) -> None:
         await context.abort(error.code, str(error))
     if isinstance(error, HelperRefused):
         code = _CODES.get(Stage(error.stage), grpc.StatusCode.FAILED_PRECONDITION)
+        text = str(error)
+        if error.errno in _EXHAUSTED and error.stage != Stage.CAPACITY:
+            code, text = grpc.StatusCode.RESOURCE_EXHAUSTED, f"the helper cannot start a job now: {error}"
         stage = Stage(error.stage).name.lower()
-        await context.abort(code, str(error), (("telehandler-stage", stage), ("telehandler-errno", str(error.errno))))
+        await context.abort(code, text, (("telehandler-stage", stage), ("telehandler-errno", str(error.errno))))
+    if isinstance(error, Exhausted):
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
     if isinstance(error, TelehandlerError):
         await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the server is out of it: {os.strerror(error.errno)}")
+    if isinstance(error, sqlite3.OperationalError):  # its text is sqlite's own
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the server's records take no more: {error}")
     # Unforeseen. Its text may hold paths or what a user sent: the log gets only its place, the client nothing.
     frame = traceback.extract_tb(error.__traceback__)[-1]
     print(f"telehandler: {type(error).__name__} at {frame.filename}:{frame.lineno}", file=sys.stderr, flush=True)
