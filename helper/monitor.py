@@ -127,7 +127,7 @@ class Monitor:
             fd = job.fds.pop(name)
             if self.callbacks.pop(fd, None):
                 self.poll.unregister(fd)
-            os.close(fd)
+            os.closerange(fd, fd + 1)  # whatever close(2) says, it is closed
 
     def _end(self) -> None:
         self.state = State.ENDING

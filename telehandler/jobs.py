@@ -118,7 +118,9 @@ class Jobs:
             self._records.save(record)
         except BaseException as error:
             await self._unmade(record, log, live)
-            if isinstance(error, OSError | sqlite3.Error):
+            if isinstance(error, sqlite3.OperationalError) or (
+                isinstance(error, OSError) and error.errno in room.ERRORS
+            ):
                 text = error.strerror if isinstance(error, OSError) else error
                 raise Exhausted(f"the server cannot keep a job in its state directory: {text}") from None
             raise

@@ -1,11 +1,15 @@
 """Whether there is room for one more job, told before anything of it is made."""
 
+import errno
 import os
 import resource
 from pathlib import Path
 
 from telehandler.errors import Exhausted
 
+# What a disk or the kernel is out of, whatever the step that met it.
+_OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+ERRORS = (*_OF_A_DISK, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS)
 SPARE_BYTES = 1 << 20  # of the state directory's disk: for the records of jobs that run
 SPARE_FILES = 16
 FDS_OF_A_START = 5  # those that STARTED brings, and the two of the log

@@ -1,7 +1,6 @@
 """The RPCs: requests checked and authorised, jobs called, answers made. One handler for each RPC."""
 
 import asyncio
-import errno
 import os
 import signal
 import sqlite3
@@ -18,7 +17,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from helper.wire import LIMITS, MAX_COUNT, MAX_SIGNAL, MAX_STRING, Stage
 from telehandler import jobs as core
-from telehandler import pages, watch
+from telehandler import pages, room, watch
 from telehandler.auth import AuthError, Caller, caller_of
 from telehandler.bounds import MAX_TAIL_LINES
 from telehandler.errors import Exhausted, HelperRefused, TelehandlerError
@@ -37,8 +36,6 @@ _CODES = {
     Stage.CAPACITY: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Stage.NO_SUCH_JOB: grpc.StatusCode.FAILED_PRECONDITION,
 }
-# What the server, its helper or the kernel is out of for now, whatever the step that met it.
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.ENOBUFS)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -219,7 +216,7 @@ async def _abort(context: Context, error: Exception) -> None:
     if isinstance(error, HelperRefused):
         code = _CODES.get(Stage(error.stage), grpc.StatusCode.FAILED_PRECONDITION)
         text = str(error)
-        if error.errno in _EXHAUSTED and error.stage != Stage.CAPACITY:
+        if error.errno in room.ERRORS and error.stage != Stage.CAPACITY:
             code, text = grpc.StatusCode.RESOURCE_EXHAUSTED, f"the helper cannot start a job now: {error}"
         stage = Stage(error.stage).name.lower()
         await context.abort(code, text, (("telehandler-stage", stage), ("telehandler-errno", str(error.errno))))
@@ -227,8 +224,8 @@ async def _abort(context: Context, error: Exception) -> None:
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
     if isinstance(error, TelehandlerError):
         await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
-        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the server is out of it: {os.strerror(error.errno)}")
+    if isinstance(error, OSError) and error.errno in room.ERRORS:
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"not now: {os.strerror(error.errno)}")
     if isinstance(error, sqlite3.OperationalError):  # its text is sqlite's own
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the server's records take no more: {error}")
     # Unforeseen. Its text may hold paths or what a user sent: the log gets only its place, the client nothing.
