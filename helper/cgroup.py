@@ -6,7 +6,9 @@ See the kernel's Documentation/admin-guide/cgroup-v2.rst. Names come from job ha
 import errno
 import fcntl
 import os
+import select
 import stat
+import time
 from contextlib import suppress
 
 from helper.policy import CONTROLLERS, Refusal, SetupError
@@ -15,6 +17,7 @@ from helper.wire import Stage
 _PREFIX = "telehandler."
 _CPU_PERIOD_USEC = 100_000
 _READ_BOUND = 64 * 1024
+_END_DEADLINE_S = 10.0  # for the kernel to end what was killed
 # Controller, file, value: `{}` are limits by name, a job's disk, and the quota in each period.
 _ROWS = (
     ("cpu", "cpu.max", f"{{cpu_quota}} {_CPU_PERIOD_USEC}"),
@@ -81,6 +84,17 @@ def remove(path: str) -> bool:
     return not os.path.exists(path)
 
 
+def end(dir_fd: int, path: str) -> None:
+    """Kills everything in a cgroup and below, and removes it once all of that is dead."""
+    kill(dir_fd)
+    poll, deadline = select.poll(), time.monotonic() + _END_DEADLINE_S
+    with open(os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd), "rb") as events:
+        poll.register(events, select.POLLPRI)
+        while b"populated 1" in os.pread(events.fileno(), 256, 0) and time.monotonic() < deadline:
+            poll.poll(_END_DEADLINE_S * 1000)
+    remove(path)
+
+
 def disks(paths: list[str]) -> list[str]:
     """MAJ:MIN of the whole disks that back `paths`, or that they are, when they are device nodes."""
     found = set()
@@ -104,7 +118,6 @@ class Base:
         self.path = f"{root}/{_PREFIX}{os.getpid()}"
         os.mkdir(self.path, 0o755)
         self.fd = os.open(self.path, _OPEN_DIR)
-        self.events_fd = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
         fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self.controllers = self._enable()
 
@@ -143,12 +156,8 @@ class Base:
             text += "the policy's allow_missing_controllers can allow jobs without it"
             raise Refusal(Stage.LIMIT, errno.EOPNOTSUPP, text)
         quota = limits["cpu_millis"] * _CPU_PERIOD_USEC // 1000
-        return [
-            (file, value.format(disk=disk, cpu_quota=quota, **limits))
-            for controller, file, value in _ROWS
-            for disk in (disk_list if controller == "io" else [""])
-            if controller in usable
-        ]
+        rows = [(file, value, disk_list if name == "io" else [""]) for name, file, value in _ROWS if name in usable]
+        return [(file, value.format(disk=disk, cpu_quota=quota, **limits)) for file, value, on in rows for disk in on]
 
 
 def _sweep(path: str) -> None:
@@ -157,7 +166,6 @@ def _sweep(path: str) -> None:
         fd = os.open(path, _OPEN_DIR)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            kill(fd)
-            remove(path)  # else still dying: the next helper removes it
+            end(fd, path)
         finally:
             os.close(fd)

@@ -24,7 +24,6 @@ from helper.wire import Stage, Type, WireError
 MAX_QUEUE = 64  # messages towards the api beyond which no request is read
 _TICK_MS = 250  # the pace of timeouts, and of a cgroup removal that met EBUSY
 _GRACE_S = 10.0  # from a timeout's SIGTERM to its SIGKILL
-_END_DEADLINE_S = 10.0  # for the kernel to end killed jobs
 _PASSING = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
 
 
@@ -96,13 +95,10 @@ class Monitor:
                 self.poll.modify(self.sock.fileno(), read | (select.POLLOUT if self.queue else 0))
                 self._turn(_TICK_MS)
         finally:
-            self.sock.close()  # an fd for what follows, should there be no other
+            for job in self.jobs.values():
+                self._close(job, *job.fds)  # an fd for what follows, should there be no other
             # The whole tree at once, by nothing of the table: a fault may be what ended us.
-            cgroup.kill(self.base.fd)
-            deadline = time.monotonic() + _END_DEADLINE_S
-            while b"populated 1" in os.pread(self.base.events_fd, 256, 0) and time.monotonic() < deadline:
-                select.select([], [], [self.base.events_fd], _TICK_MS / 1000)
-            cgroup.remove(self.base.path)
+            cgroup.end(self.base.fd, self.base.path)
 
     def _turn(self, timeout_ms: int) -> None:
         for fd, event in self.poll.poll(timeout_ms):
@@ -110,12 +106,11 @@ class Monitor:
                 self._flush()
             elif fd in self.callbacks:  # not unwatched by one before it
                 self.callbacks[fd]()
-        now = time.monotonic()
         for job in list(self.jobs.values()):
             if job.state is JobState.DYING:
                 with suppress(OSError):  # such as no fd free: tried again at the next turn
                     self._finish(job)
-            elif now >= job.deadline and job.state is JobState.RUNNING:
+            elif time.monotonic() >= job.deadline and job.state is JobState.RUNNING:
                 self._expire(job)
 
     def _watch(self, fd: int, events: int, callback: Callable[[], None]) -> None:
@@ -159,9 +154,9 @@ class Monitor:
         self._flush()
 
     def _refuse(self, request_id: int, refusal: Refusal) -> None:
-        stage, error, text = refusal.args
-        short = text.encode("utf-8", "replace")[: wire.MAX_TEXT]
-        self._send(Type.ERROR, request_id, stage=stage, errno=error, text=[short])
+        stage, number, text = refusal.args
+        short = text.encode(errors="replace")[: wire.MAX_TEXT]
+        self._send(Type.ERROR, request_id, stage=stage, errno=number, text=[short])
 
     def _flush(self) -> None:
         while self.queue:
@@ -324,10 +319,9 @@ class Monitor:
 
     def _kill_job(self, job: Job) -> None:
         job.facts["killed"] = 1
-        try:
+        with suppress(OSError):  # just dead, or no fd is free: the first was enough, and _finish does the rest
+            pidfd_send_signal(job.fds["pidfd"], SIGKILL)  # its namespace ends with it
             cgroup.kill(job.fds["cgroup"])
-        except OSError:  # no fd is free: this takes none, and its namespace ends with its init
-            pidfd_send_signal(job.fds["pidfd"], SIGKILL)
 
     def _reap(self, job: Job) -> None:
         """The init is dead, and its namespace with it; once."""

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from helper import wire
+from telehandler import prerequisites
 from telehandler.errors import HelperUnavailable
 
 INSTALLED = Path("/usr/local/lib/telehandler")
@@ -16,7 +17,8 @@ HELLO_TIMEOUT_S = 20.0
 
 
 def command(cgroup_root: str | None, policy: str | None) -> list[str]:
-    """The helper's command line for this user. Raises HelperUnavailable with a remedy."""
+    """The helper's command line for this user. Raises HelperUnavailable, for all that is missing, with a remedy."""
+    prerequisites.require(cgroup_root, policy)
     checkout, installed = Path(__file__).resolve().parent.parent / "helper", INSTALLED / "helper"
     options = [*(("--cgroup-root", cgroup_root) if cgroup_root else ()), *(("--policy", policy) if policy else ())]
     if os.geteuid() == 0:
