@@ -57,7 +57,8 @@ def _cgroup(root: str) -> Finding:
     if os.path.exists(f"{root}/cgroup.controllers"):
         found = [mount for mount in mounts if mount[1] == "cgroup2" and _contains(mount[0], root)][-1:]
     else:
-        found = [mount for mount in inside if mount[1] == "cgroup2" and _contains(root, mount[0])][:1]
+        found = [mount for mount in inside if mount[1] == "cgroup2" and _contains(root, mount[0])]
+        found = [mount for mount in found if os.path.exists(f"{mount[0]}/cgroup.controllers")][:1]  # not covered
     if not found:
         old = " (only version 1)" if any(kind == "cgroup" for _, kind, _ in inside) else ""
         remedy = f"boot with systemd.unified_cgroup_hierarchy=1, `mount -t cgroup2 none {root}`, or --cgroup-root DIR"
