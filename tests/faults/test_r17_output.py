@@ -1,6 +1,6 @@
 """R17: output of every kind, byte for byte at every watcher, whenever and wherever it joins; memory stays bounded.
 
-In full, 10 GiB and a line of 1 GiB, with TELEHANDLER_R17=full: `make test-large`.
+In full, 10 GiB and a line of 1 GiB: `make test-full`.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from servers import Server, wait_until
 from telehandler.client import unpack
 from telehandler.pb import telehandler_pb2 as pb
 
-FULL = os.environ.get("TELEHANDLER_R17") == "full"
+FULL = bool(os.environ.get("TELEHANDLER_FULL"))
 LINE_BYTES, LARGE_BYTES = (1 << 30, 10 << 30) if FULL else (48 << 20, 96 << 20)
 SINGLE_WRITES = 200_000
 WATCHERS = 5

@@ -1,6 +1,6 @@
 """R6: thousands of short jobs and hundreds at once leave nothing: no fd, zombie, cgroup, thread or memory.
 
-In full, 10,000 and 1,000, with TELEHANDLER_R6=full: `make test-many`.
+In full, 10,000 and 1,000: `make test-full`.
 """
 
 import os
@@ -20,7 +20,7 @@ from helper.wire import Type
 from telehandler.pb import telehandler_pb2 as pb
 
 pytestmark = pytest.mark.usefixtures("as_root")
-FULL = os.environ.get("TELEHANDLER_R6") == "full"
+FULL = bool(os.environ.get("TELEHANDLER_FULL"))
 SHORT_JOBS, SERVED_JOBS, AT_ONCE = (10_000, 10_000, 1_000) if FULL else (1_000, 300, 300)
 KEPT = 50
 MAX_GROWTH = 8 << 20  # of the api: what the allocators of grpc and Python keep, whatever the number of jobs
