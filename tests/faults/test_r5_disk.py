@@ -18,6 +18,8 @@ import pytest
 from edge import Caller
 from servers import Server, alive, free_address, processes_with, wait_until
 
+from telehandler.log import JobLog, Stream
+
 MIB = 1 << 20
 SEQ = b"".join(b"%d\n" % number for number in range(1, 600_001))  # 4 MiB
 Make = Callable[..., Server]
@@ -249,3 +251,32 @@ def test_r5_errors_of_the_disk_pass(make_server: Make, place: Path, calls: str) 
     done = server.client("watch", "--verify", name)
     assert (done.stdout, b"verified" in done.stderr) == (whole, True)
     assert server.stop() == 0
+
+
+def test_r5_a_record_of_the_index_is_written_whole_or_not_at_all(place: Path) -> None:
+    """The disk is full where the 171st record begins in one page and ends in the next."""
+    read_fd, write_fd = os.pipe()
+    with disks.tmpfs(place, "size=64k") as disk:
+        log, others = JobLog(disk / "job"), disks.Filler(disk)
+
+        def put(number: int) -> None:
+            log.splice(read_fd, Stream(1 + number % 2))
+
+        for number in range(170):
+            os.write(write_fd, b"x")
+            put(number)
+        others.fill()
+        os.write(write_fd, b"x")
+        with pytest.raises(OSError, match="No space left"):
+            put(170)
+        assert log.size == 170
+        others.free()
+        for number in range(170, 400):
+            put(number)
+            os.write(write_fd, b"x")
+        log.release()
+        log = JobLog(disk / "job", ended=True)
+        assert [(s.offset, s.end, s.stream) for s in log.segments(0)] == [(n, n + 1, 1 + n % 2) for n in range(400)]
+        log.release()
+    os.close(read_fd)
+    os.close(write_fd)
