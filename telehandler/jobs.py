@@ -118,6 +118,8 @@ class Jobs:
             self._records.save(record)
         except BaseException as error:
             await self._unmade(record, log, live)
+            if isinstance(error, Unreceived):
+                await self._end_unkept(error.handle)
             if isinstance(error, sqlite3.OperationalError) or (
                 isinstance(error, OSError) and error.errno in room.ERRORS
             ):
@@ -137,9 +139,6 @@ class Jobs:
             if refused.stage != Stage.CHDIR or request.cwd:
                 raise
             return await self._link.start(order._replace(cwd=b"/"))  # the server's own directory is hidden from jobs
-        except Unreceived as unreceived:
-            await self._end_unkept(unreceived.handle)
-            raise
         finally:
             self._starting -= 1
 
@@ -250,7 +249,7 @@ class Jobs:
         """A job whose output cannot be kept now waits, or is ended by its policy, and its record says why."""
         extra = job.record.extra
         if error is None:
-            del extra["log_error"]
+            extra.pop("log_error", None)
             return
         reason = error.strerror or os.strerror(error.errno or errno.EIO)
         extra["log_error"] = reason if isinstance(error, LogFull) else f"the output waits for the disk: {reason}"
