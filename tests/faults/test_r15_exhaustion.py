@@ -65,11 +65,29 @@ def _released(helper: Helper, handle: int) -> bool:
     return helper.ask(Type.RELEASE, handle=handle).type is Type.DONE
 
 
+def test_r15_a_kill_takes_no_fd_and_the_end_is_told_once_there_is_one(policy: Path) -> None:
+    """With a limit below the fds that are open, not even one that is closed makes room."""
+    with Helper(policy) as helper:
+        job = helper.start("sleep", "1000")
+        limit_fds(helper.process.pid, 3)
+        assert helper.ask(Type.KILL, handle=job.handle).type is Type.DONE
+        wait_until("it is dead", lambda: not helper.host_pids(job))
+        assert helper.refused("true")[:2] == (Stage.CGROUP, errno.EMFILE)
+        limit_fds(helper.process.pid, None)
+        assert helper.finish(job).facts["killed"] == 1
+        assert not list(helper.cgroup.glob("job-*"))
+
+
+def _lowest_free(pid: int) -> int:
+    used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    return min(set(range(len(used) + 1)) - used)
+
+
 def test_r15_the_helpers_end_at_its_limit_of_fds_is_clean(policy: Path) -> None:
     with Helper(policy) as helper:
         job = helper.start("sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done")
         assert read_line(job.stdout) == b"up\n"
-        limit_fds(helper.process.pid, highest_fd(helper.process.pid) + 1)
+        limit_fds(helper.process.pid, _lowest_free(helper.process.pid))
         helper.sock.close()
         assert helper.end()[0] == 0
         assert not helper.cgroup.exists()
