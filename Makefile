@@ -65,7 +65,11 @@ test-vm: build test-packages  ## limits in full, in a virtual machine with pure 
 
 .PHONY: test-packages
 test-packages:
-	contrib/apt-packages.sh sudo gcc libc6-dev git make curl tar $(VM_PACKAGES)
+	contrib/apt-packages.sh sudo gcc libc6-dev git make curl tar strace e2fsprogs $(VM_PACKAGES)
+
+.PHONY: test-full
+test-full: build test-packages  ## tests/faults at full size: 10,000 jobs, 1,000 at once, 10 GiB, a line of 1 GiB
+	TELEHANDLER_FULL=1 $(PYTHON) -m pytest tests/faults/test_r6_many.py tests/faults/test_r17_output.py
 
 FUZZ_SECONDS := 300
 

@@ -76,7 +76,8 @@ def facts(dir_fd: int) -> dict[str, int]:
 
 def remove(path: str) -> bool:
     """Removes a cgroup and its descendants, deepest first; False while something lives in it."""
-    for directory, _, _ in os.walk(path, topdown=False):
+    # `path` itself once more: that takes no fd, which there may be none of.
+    for directory in (*(found for found, _, _ in os.walk(path, topdown=False)), path):
         with suppress(OSError):  # EBUSY
             os.rmdir(directory)
     return not os.path.exists(path)

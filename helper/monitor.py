@@ -94,6 +94,8 @@ class Monitor:
                 self.poll.modify(self.sock.fileno(), read | (select.POLLOUT if self.queue else 0))
                 self._turn(_TICK_MS)
         finally:
+            for job in self.jobs.values():
+                self._close(job, *job.fds)  # an fd for what follows, should there be no other
             # The whole tree at once, by nothing of the table: a fault may be what ended us.
             cgroup.end(self.base.fd, self.base.path)
 
@@ -103,11 +105,11 @@ class Monitor:
                 self._flush()
             elif fd in self.callbacks:  # not unwatched by one before it
                 self.callbacks[fd]()
-        now = time.monotonic()
         for job in list(self.jobs.values()):
             if job.state is JobState.DYING:
-                self._finish(job)
-            elif now >= job.deadline and job.state is JobState.RUNNING:
+                with suppress(OSError):  # such as no fd free: tried again at the next turn
+                    self._finish(job)
+            elif time.monotonic() >= job.deadline and job.state is JobState.RUNNING:
                 self._expire(job)
 
     def _watch(self, fd: int, events: int, callback: Callable[[], None]) -> None:
@@ -119,7 +121,7 @@ class Monitor:
             fd = job.fds.pop(name)
             if self.callbacks.pop(fd, None):
                 self.poll.unregister(fd)
-            os.close(fd)
+            os.closerange(fd, fd + 1)  # whatever close(2) says, it is closed
 
     def _end(self) -> None:
         self.state = State.ENDING
@@ -151,9 +153,9 @@ class Monitor:
         self._flush()
 
     def _refuse(self, request_id: int, refusal: Refusal) -> None:
-        stage, error, text = refusal.args
-        short = text.encode("utf-8", "replace")[: wire.MAX_TEXT]
-        self._send(Type.ERROR, request_id, stage=stage, errno=error, text=[short])
+        stage, number, text = refusal.args
+        short = text.encode(errors="replace")[: wire.MAX_TEXT]
+        self._send(Type.ERROR, request_id, stage=stage, errno=number, text=[short])
 
     def _flush(self) -> None:
         while self.queue:
@@ -205,6 +207,7 @@ class Monitor:
         stage = Stage.CGROUP
         try:
             job.fds["cgroup"] = self.base.create(job.handle)
+            job.fds["events"] = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=job.fds["cgroup"])
             for file, value in order.rows:
                 cgroup.write(job.fds["cgroup"], file, value)
             stage = Stage.CLONE
@@ -316,7 +319,9 @@ class Monitor:
 
     def _kill_job(self, job: Job) -> None:
         job.facts["killed"] = 1
-        cgroup.kill(job.fds["cgroup"])
+        with suppress(OSError):  # just dead, or no fd is free: the first was enough, and _finish does the rest
+            pidfd_send_signal(job.fds["pidfd"], SIGKILL)  # its namespace ends with it
+            cgroup.kill(job.fds["cgroup"])
 
     def _reap(self, job: Job) -> None:
         """The init is dead, and its namespace with it; once."""
@@ -332,7 +337,6 @@ class Monitor:
         code = os.waitstatus_to_exitcode(status)  # a signal as a negative number
         job.facts |= {"exit_code": max(code, 0), "signal": max(-code, 0), "max_rss_bytes": usage.ru_maxrss * 1024}
         job.facts |= {"user_usec": int(usage.ru_utime * 1e6), "system_usec": int(usage.ru_stime * 1e6)}
-        job.fds["events"] = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=job.fds["cgroup"])
         self._watch(job.fds["events"], select.POLLPRI, lambda: None)
         job.state = JobState.DYING  # finished at the end of this turn
 

@@ -6,7 +6,6 @@ Findings are named as in docs/security.md. What shows only in the code is proved
 import datetime
 import json
 import os
-import platform
 import shlex
 import socket
 import ssl
@@ -21,28 +20,19 @@ from cryptography import x509
 
 from helper import wire
 from helper.wire import Stage
-from telehandler import helper_process, local
+from telehandler import helper_process, local, prerequisites
 from telehandler.errors import HelperRefused, TelehandlerError
 from telehandler.jobs import Jobs, Request
 from telehandler.log import Stream
+from telehandler.prerequisites import Finding
 
 PROBE = Path(__file__).with_name("probe.py")
 CONTROLLERS = {"cpu": "cpu.max", "memory": "memory.max", "io": "io.max", "pids": "pids.max"}
-LEAST_KERNEL = (5, 14)  # cgroup.kill; clone3 into a cgroup and mount_setattr are older
 EXPIRY_DAYS = 30
 _TIMEOUT_S = 10.0
 _EPERM, _ENOSYS = 1, 38
 _FAR_TOO_MUCH = 1 << 62
 _WRITABLE = {"/proc", "/tmp", "/var/tmp", "/dev/shm", "/dev/pts"}
-
-
-class Finding(NamedTuple):
-    """`ok` None: it could not be seen here, which the text explains; it does not count."""
-
-    name: str
-    ok: bool | None
-    text: str
-    remedy: str = ""
 
 
 class Place(NamedTuple):
@@ -56,12 +46,12 @@ class Place(NamedTuple):
 
 
 def machine(place: Place) -> Iterator[Finding]:
-    """Kernel, helper, controllers, certificates."""
-    release = platform.release()
-    numbers = tuple(int(word) for word in release.split("-")[0].split(".")[:2])
-    remedy = f"Linux {LEAST_KERNEL[0]}.{LEAST_KERNEL[1]} or later is needed"
-    yield Finding("kernel", numbers >= LEAST_KERNEL, f"Linux {release}", remedy)
-    yield Finding("machine", platform.machine() == "x86_64", platform.machine(), "the helper knows x86_64 only")
+    """Kernel, cgroup v2, helper, controllers, certificates."""
+    needed = list(prerequisites.findings(place.cgroup_root, place.policy))
+    yield from needed
+    if not all(finding.ok for finding in needed):
+        yield from _certificates(place)
+        return  # the helper would not start
     command = shlex.join(helper_process.command(place.cgroup_root, place.policy))
     try:
         rows = _verdict(place)

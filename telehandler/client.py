@@ -59,6 +59,7 @@ class Client:
 
     def __init__(self, server: str, cert: str, key: str, root: str) -> None:
         self._server = server
+        self.detail = ""  # of the last status: why its output is not whole, or waits
         host, _, port = server.rpartition(":")
         if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
             raise TelehandlerError(f"the server address {server!r} must be HOST:PORT, such as localhost:6443")
@@ -192,7 +193,9 @@ class Client:
             f"{_SERVICE}{name}", request_serializer=type(request).SerializeToString, response_deserializer=deserializer
         )
         try:
-            return method(request, timeout=timeout)
+            answer, call = method.with_call(request, timeout=timeout)
+            self.detail = str(dict(call.trailing_metadata() or ()).get("telehandler-detail", ""))
+            return answer
         except grpc.RpcError as error:
             raise self._error(error) from None
 

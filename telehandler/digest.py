@@ -12,7 +12,10 @@ _PIECE_BYTES = 256 * 1024
 
 
 async def follow(log: JobLog, on_progress: Callable[[], None]) -> dict[Stream, str]:
-    """Hex digests once the log has ended, empty for one whose beginning was gone before; `log.hashed` says how far."""
+    """Hex digests once the log has ended; `log.hashed` says how far.
+
+    Empty for a log whose beginning was gone before, or that cannot be read any more.
+    """
     whole = log.floor == 0
     log.hashed = log.floor
     hashes = {stream: hashlib.sha256() for stream in Stream}
@@ -29,9 +32,12 @@ async def follow(log: JobLog, on_progress: Callable[[], None]) -> dict[Stream, s
     # A log that drops its oldest can drop only what is hashed.
     behind = 0 if log.drops else _BEHIND_BYTES
     while await log.wait(log.hashed + behind) or log.hashed < log.size:
-        if log.size - log.hashed <= _BEHIND_BYTES:
-            advance(log.size)
-        else:
-            await asyncio.to_thread(advance, min(log.size, log.hashed + _AT_ONCE_BYTES))
+        try:
+            if log.size - log.hashed <= _BEHIND_BYTES:
+                advance(log.size)
+            else:
+                await asyncio.to_thread(advance, min(log.size, log.hashed + _AT_ONCE_BYTES))
+        except OSError:  # EIO: no digest; the job goes on
+            whole, log.hashed = False, log.size
         on_progress()
     return {stream: found.hexdigest() if whole else "" for stream, found in hashes.items()}

@@ -32,6 +32,10 @@ class RequestReused(TelehandlerError):
     """A request id that another request of the same user has had."""
 
 
+class Exhausted(TelehandlerError):
+    """The server is out of something: room on its disk, file descriptors, processes, memory. It passes."""
+
+
 class HelperRefused(TelehandlerError):
     """The helper refused a request, or a step of a start failed."""
 

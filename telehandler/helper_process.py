@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 from helper import wire
-from telehandler import fds
+from telehandler import fds, prerequisites
 from telehandler.errors import HelperUnavailable
 
 INSTALLED = Path("/usr/local/lib/telehandler")
@@ -20,7 +20,8 @@ _TRIES = 3  # a helper may be killed before it answers
 
 
 def command(cgroup_root: str | None, policy: str | None) -> list[str]:
-    """The helper's command line for this user. Raises HelperUnavailable with a remedy."""
+    """The helper's command line for this user. Raises HelperUnavailable, for all that is missing, with a remedy."""
+    prerequisites.require(cgroup_root, policy)
     checkout, installed = Path(__file__).resolve().parent.parent / "helper", INSTALLED / "helper"
     given = {"--cgroup-root": cgroup_root, "--policy": policy}
     # Absolute: the helper runs in /.

@@ -3,20 +3,24 @@
 import asyncio
 import errno
 import os
+import shutil
 import signal
+import sqlite3
+import sys
 import time
 import uuid as uuids
 from collections.abc import Collection, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from helper.wire import Stage
-from telehandler import digest, states
-from telehandler.errors import HelperRefused, HelperUnavailable, RequestReused, TelehandlerError
-from telehandler.link import HelperLink, LiveJob, Order
+from telehandler import digest, room, states
+from telehandler.errors import Exhausted, HelperRefused, HelperUnavailable, RequestReused, TelehandlerError
+from telehandler.link import HelperLink, LiveJob, Order, Unreceived
 from telehandler.log import NO_CAP, Cap, JobLog, LogFull, Stream
-from telehandler.pump import Pump
+from telehandler.pump import RETRY_S, Pump
 from telehandler.records import Keep, Place, Record, Records
 from telehandler.retention import Retention
 from telehandler.states import Reason, State
@@ -56,6 +60,7 @@ class Job:
         self.record, self.log = record, log
         self.handle = -1  # the helper's, while it knows the job
         self.link: HelperLink | None = None  # to the helper that knows it
+        self.pump: Pump | None = None  # while it runs
         self.ended = asyncio.Event()
 
     @property
@@ -117,6 +122,8 @@ class Jobs:
             log.recount()
             self._end(record, State.FAILED, Reason.LOST, log)
             log.release()
+            self._jobs[record.uuid] = _ended(record)
+            self._spawn(self._recorded(record))
         for record in begun.values():  # never ran, or died with its helper unseen: the next one who asks starts it
             self._records.forget(record)
         self._spawn(self._retention.sweep(self._retention.orphans(self._jobs)))
@@ -146,7 +153,8 @@ class Jobs:
     async def start(self, request: Request) -> Job:
         """A running job, or the one that this request id has started already.
 
-        A caller who is cancelled does not cancel it. Raises HelperRefused, HelperUnavailable, RequestReused.
+        A caller who is cancelled does not cancel it. Raises HelperRefused, HelperUnavailable,
+        RequestReused, or Exhausted where it could not be kept.
         """
         key = request.owner, request.request_id
         starting = self._starting.get(key)
@@ -166,34 +174,39 @@ class Jobs:
 
     async def _start(self, request: Request, link: HelperLink) -> Job:
         record = _record(request)
-        if record.request_id and not self._records.begin(record):
-            raise HelperUnavailable("the helper has not answered a start of this request id: it is not known yet")
-        order = self._order(request, uuids.UUID(record.uuid))
+        log, live = None, None
         try:
-            live = await _start_by(link, order, anywhere=not request.cwd)
-        except HelperUnavailable:
-            if link.lost:  # what may have started has ended with the helper
-                self._records.forget(record)
-            raise  # else it may have started: `adopt` will see
-        except HelperRefused as refused:
-            self._records.forget(record)
-            raise _named(refused, request) from None
-        record.job_uid, record.start_ns = live.uid, time.time_ns()
-        log = None
-        try:
-            log = self._new_log(record)
+            room.check(self._directory.parent, len(self._starts) - 1)
+            if record.request_id and not self._records.begin(record):
+                raise HelperUnavailable("the helper has not answered a start of this request id: it is not known yet")
+            log = self._new_log(record)  # before it runs: what cannot be kept is not started
+            live = await _start_by(link, self._order(request, uuids.UUID(record.uuid)), anywhere=not request.cwd)
+            record.job_uid, record.start_ns = live.uid, time.time_ns()
             self._records.save(record)
-        except Exception:
-            if log:
-                log.release()
-            live.close()
-            await _kill(link, live.handle)
-            self._spawn(self._release(link, live.handle))
-            self._records.forget(record)
-            raise
+        except Exception as error:
+            await self._unmade(record, log, live, link, error)
+            raise _told(error, request) from None
         job = Job(record, log)
         self._track(job, log, live, link)
         return job
+
+    async def _unmade(
+        self, record: Record, log: JobLog | None, live: LiveJob | None, link: HelperLink, error: Exception
+    ) -> None:
+        """Takes back what was made of a start that failed."""
+        if log:
+            log.release()
+        shutil.rmtree(self._directory / record.uuid, ignore_errors=True)  # two empty files
+        if live:
+            live.close()
+        handle = live.handle if live else error.handle if isinstance(error, Unreceived) else None
+        if handle is not None:
+            await _kill(link, handle)
+            self._spawn(self._release(link, handle))
+        # A helper that lives and does not answer may have started it: `adopt` will see.
+        if link.lost or not isinstance(error, HelperUnavailable):
+            with suppress(sqlite3.OperationalError):  # no room: as if the helper had not answered
+                self._records.forget(record)
 
     def find(self, uuid: str) -> Job | None:
         """A job by its UUID, running or ended."""
@@ -218,7 +231,11 @@ class Jobs:
         log = job.log or self._logs.get(job.record.uuid)
         if log and not log.closed:
             return log.retain()
-        log = self._logs[job.record.uuid] = self._new_log(job.record)
+        try:
+            log = JobLog(self._directory / job.record.uuid, ended=True)
+        except FileNotFoundError:
+            log = self._new_log(job.record)  # removed by hand: empty
+        self._logs[job.record.uuid] = log
         log.finish()
         return log
 
@@ -227,6 +244,8 @@ class Jobs:
         if job.ended.is_set():
             return
         self._intend(job, time.monotonic_ns() + int(grace_s * 1e9))
+        if job.pump and _exited(job).done():
+            job.pump.give_up()  # it waits for the disk alone
         if grace_s > 0 and job.stopping:
             await self.signal(job, number)
         await self._kill_when_due(job)
@@ -237,8 +256,11 @@ class Jobs:
         extra = job.record.extra
         if not _exited(job).done() and stop_by_ns < int(extra.get(_STOP_BY, stop_by_ns + 1)):
             extra[_STOP_BY] = str(stop_by_ns)
-            if job.record.owner:
-                self._records.save(job.record)
+            try:
+                if job.record.owner:
+                    self._records.save(job.record)
+            except sqlite3.OperationalError:  # no room for it now
+                self._spawn(self._saved(job.record))
 
     async def _kill_when_due(self, job: Job) -> None:
         """When the grace of its stop has ended and it has not."""
@@ -247,6 +269,8 @@ class Jobs:
             async with asyncio.timeout(max(grace_ns / 1e9, 0)):
                 await job.ended.wait()
         except TimeoutError:
+            if job.pump:
+                job.pump.give_up()
             await self._kill(job)
 
     async def signal(self, job: Job, number: int) -> None:
@@ -285,7 +309,7 @@ class Jobs:
         os.close(live.cgroup_fd)  # statistics while it runs come with a later verb
         job.handle, job.link = live.handle, link
         self._jobs[job.record.uuid] = job
-        pump = Pump(log, live.stdout_fd, live.stderr_fd, lambda error: self._log_failed(job, error))
+        pump = job.pump = Pump(log, live.stdout_fd, live.stderr_fd, lambda error: self._log_stuck(job, error))
         self._spawn(self._follow(job, log, pump, link))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -293,13 +317,20 @@ class Jobs:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _log_failed(self, job: Job, error: OSError) -> None:
-        """A job whose output cannot be kept is ended, or waits for ever, and its record says why."""
-        job.record.extra["log_error"] = error.strerror or os.strerror(error.errno or errno.EIO)
-        if isinstance(error, LogFull) and job.record.extra["log_policy"] == "block":
-            self._records.save(job.record)
-        else:
+    def _log_stuck(self, job: Job, error: OSError | None) -> None:
+        """A job whose output cannot be kept now waits, or is ended by its policy, and its record says why."""
+        extra = job.record.extra
+        if error is None:
+            extra.pop("log_error", None)
+            return
+        reason = error.strerror or os.strerror(error.errno or errno.EIO)
+        extra["log_error"] = reason if isinstance(error, LogFull) else f"the output waits for the disk: {reason}"
+        if extra.get("log_policy") == "kill" or error.errno == errno.EOPNOTSUPP:  # this disk has no holes
+            if job.pump:
+                job.pump.give_up()
             self._spawn(self._kill(job))
+        elif isinstance(error, LogFull):
+            self._spawn(self._saved(job.record))
 
     async def _follow(self, job: Job, log: JobLog, pump: Pump, link: HelperLink) -> None:
         """A job's way to its end: the pipes to EOF first, so that its last bytes come before its end."""
@@ -315,11 +346,29 @@ class Jobs:
             self._record_end(job, log, facts)
         else:
             self._end(job.record, State.FAILED, Reason.LOST, log)
-        self._jobs.pop(job.record.uuid, None)
-        job.log = None
+        job.log = job.pump = None
         job.ended.set()
         log.release()
-        await self._release(link, job.handle)
+        await self._recorded(job.record)
+        self._spawn(self._tidy(job))
+        await self._release(link, job.handle)  # only now: until then, an api after us learns of its end from the helper
+
+    async def _recorded(self, record: Record) -> None:
+        """Saves how a job ended; until that is done, it is found here."""
+        await self._saved(record)
+        self._jobs.pop(record.uuid, None)
+
+    async def _saved(self, record: Record) -> None:
+        """Saves a record; when the disk does not take it, again and again, unless the job is deleted meanwhile."""
+        failed = False
+        while record.owner and not (failed and not (self._directory / record.uuid).exists()):
+            try:
+                return self._records.save(record)
+            except sqlite3.OperationalError as error:
+                if not failed:
+                    print(f"telehandler: a job's record waits for the disk: {error}", file=sys.stderr, flush=True)
+                failed = True
+            await asyncio.sleep(RETRY_S)
 
     async def _release(self, link: HelperLink, handle: int) -> None:
         """Has the helper forget a job, once it has ended."""
@@ -343,14 +392,9 @@ class Jobs:
         if log:
             record.stdout_bytes, record.stderr_bytes = log.sizes.values()
             record.dropped_bytes = log.floor
-        if record.owner:
-            self._records.save(record)
-        if job := self._jobs.get(record.uuid):
-            self._spawn(self._tidy(job))
 
     async def _tidy(self, job: Job) -> None:
         """Once a job has ended: what is now over a bound goes, and so does one that nobody knows of."""
-        await job.ended.wait()
         if not job.record.owner:
             await self.delete(job)
         await self._retention.prune()
@@ -405,6 +449,16 @@ async def _start_by(link: HelperLink, order: Order, anywhere: bool) -> LiveJob:
         if refused.stage != Stage.CHDIR or not anywhere:
             raise
         return await link.start(order._replace(cwd=b"/"))
+
+
+def _told(error: Exception, request: Request) -> Exception:
+    """What the one who asked for a start is told of its failure."""
+    if isinstance(error, HelperRefused):
+        return _named(error, request)
+    if isinstance(error, sqlite3.OperationalError) or (isinstance(error, OSError) and error.errno in room.ERRORS):
+        text = error.strerror if isinstance(error, OSError) else error
+        return Exhausted(f"the server cannot keep a job in its state directory: {text}")
+    return error
 
 
 def _named(refused: HelperRefused, request: Request) -> HelperRefused:

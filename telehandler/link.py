@@ -13,12 +13,21 @@ from typing import Any, NamedTuple
 
 from helper import wire
 from helper.wire import Message, Type
-from telehandler.errors import HelperRefused, HelperUnavailable, TelehandlerError
+from telehandler.errors import Exhausted, HelperRefused, HelperUnavailable, TelehandlerError
 from telehandler.fds import close_all, receive
 
 REPLY_TIMEOUT_S = 30.0
 GONE = "the root helper has died and is being started again: try again in a moment"
 _WITH_FDS = (Type.STARTED, Type.ADOPT)
+_PASSING = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Unreceived(Exhausted):
+    """A job runs, but its fds could not be received: `handle` is the caller's to kill and to release."""
+
+    def __init__(self, handle: int) -> None:
+        super().__init__("the server is out of file descriptors: end jobs or watches, or raise its limit")
+        self.handle = handle
 
 
 class LiveJob(NamedTuple):
@@ -107,8 +116,10 @@ class HelperLink:
         self._exits.pop(handle, None)
 
     async def start(self, order: Order) -> LiveJob:
-        """A running job. Raises HelperRefused with the stage that failed."""
+        """A running job. Raises HelperRefused with the stage that failed; Unreceived."""
         message, fds = await self._call(Type.START, **order.fields())
+        if not fds:
+            raise Unreceived(message.fields["handle"])
         return LiveJob(message.fields["handle"], message.fields["uid"], *fds)
 
     async def check(self, order: Order) -> list[bytes]:
@@ -159,7 +170,9 @@ class HelperLink:
         except ConnectionError:
             await self._gone.wait()  # EOF comes behind what the helper had still sent
             raise HelperUnavailable(GONE) from None
-        except (TimeoutError, OSError):
+        except (TimeoutError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in _PASSING:
+                raise Exhausted(f"the server cannot ask its helper now: {error.strerror}") from None
             raise HelperUnavailable("the helper does not answer") from None
         finally:
             del self._waiting[request_id]
@@ -173,14 +186,16 @@ class HelperLink:
     def _receive(self) -> None:
         try:
             datagram, whole, fds = receive(self._sock, wire.MAX_MESSAGE + 1, wire.MAX_FDS)
-        except (BlockingIOError, InterruptedError, ConnectionResetError):
-            return  # reset: told once, before what the helper had still sent, and EOF
-        except OSError:
-            return self._lost()
+        except OSError as error:
+            # A reset is told once, before what the helper had still sent, and EOF.
+            return None if error.errno in (*_PASSING, errno.ECONNRESET) else self._lost()
         if not datagram:
             return self._lost()
         try:
             message = wire.unpack(datagram)
+            if not whole and _out_of_fds(message, fds):
+                close_all(fds)
+                return self._dispatch(message, [])
             if not whole or len(fds) != message.fd_count:
                 raise wire.WireError("truncated, or not the fds that the header announces")
             if len(fds) != (wire.MAX_FDS if message.type in _WITH_FDS else 0):
@@ -228,3 +243,8 @@ class HelperLink:
             if not exited.done():
                 exited.set_result(None)
         self.on_closed()
+
+
+def _out_of_fds(message: Message, fds: list[int]) -> bool:
+    """Of what came in part, whether it is a start whose fds the kernel found no room for in our table."""
+    return message.type is Type.STARTED and len(fds) < message.fd_count == wire.MAX_FDS

@@ -69,11 +69,17 @@ class Segment(NamedTuple):
 class JobLog:
     """The log of one job. One writer, any number of readers, all on one event loop; `segments` from any thread."""
 
-    def __init__(self, directory: Path, cap: Cap = NO_CAP) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        self._spool_fd = os.open(directory / "output", flags, 0o600)
-        self._index_fd = os.open(directory / "index", flags, 0o600)
+    def __init__(self, directory: Path, cap: Cap = NO_CAP, ended: bool = False) -> None:
+        """Makes what is not there, unless the job has `ended`: then it is read from a read-only disk too."""
+        flags = os.O_RDONLY if ended else os.O_RDWR | os.O_CREAT
+        if not ended:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._spool_fd = os.open(directory / "output", flags | os.O_CLOEXEC, 0o600)
+        try:
+            self._index_fd = os.open(directory / "index", flags | os.O_CLOEXEC, 0o600)
+        except OSError:
+            os.close(self._spool_fd)
+            raise
         self._cap = cap
         self.serial = next(_serials)  # tells this log's chunks in a cache from another's
         self.size = os.fstat(self._spool_fd).st_size
@@ -106,7 +112,8 @@ class JobLog:
             # A record without bytes is written over. Written before it is counted: another thread may read on.
             last = (self.size, now, stream)
             total = self._count + (not self._count or offset < self.size)
-            os.pwrite(self._index_fd, _RECORD.pack(*last), (total - 1) * _RECORD.size)
+            if os.pwrite(self._index_fd, _RECORD.pack(*last), (total - 1) * _RECORD.size) < _RECORD.size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # full amid a record, which does not count
             self._last, self._count = last, total
         moved = os.splice(pipe_fd, self._spool_fd, room, offset_dst=self.size)
         if moved:
@@ -124,16 +131,21 @@ class JobLog:
         """Whether more is kept than the cap allows, because it is not hashed yet: the writer must wait."""
         return self.drops and self.size - self.floor > self._cap.max_bytes + CHUNK_BYTES
 
-    def drop(self) -> None:
-        """Frees the oldest blocks over the cap, as far as they are hashed. OSError where holes cannot be."""
-        over = self.size - self._cap.max_bytes
-        floor = min(-(-over // _BLOCK_BYTES), self.hashed // _BLOCK_BYTES) * _BLOCK_BYTES
+    def drop(self, more: int = 0) -> bool:
+        """Frees the oldest blocks over the cap, and `more` bytes, as far as they are hashed; whether there were any.
+
+        OSError where holes cannot be. The last block stays: a file that is a hole alone tells no floor.
+        """
+        over = max(self.size - self._cap.max_bytes, more and self.floor + more)
+        blocks = min(-(-over // _BLOCK_BYTES), self.hashed // _BLOCK_BYTES, (self.size - 1) // _BLOCK_BYTES)
+        floor = blocks * _BLOCK_BYTES
         if not self.drops or floor <= self.floor:
-            return
+            return False
         flags = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE  # fallocate(2)
         if _libc.fallocate(self._spool_fd, flags, ctypes.c_long(self.floor), ctypes.c_long(floor - self.floor)):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         self.floor = floor
+        return True
 
     def finish(self) -> None:
         """No more output will come."""

@@ -154,6 +154,8 @@ class Records:
             )
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
+        if version == SCHEMA_VERSION:
+            return  # without a write: the disk may be full
         self._database.execute("BEGIN IMMEDIATE")
         for statements in _MIGRATIONS[version:]:
             for statement in statements:

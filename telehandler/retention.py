@@ -36,7 +36,12 @@ class Retention:
                 removed.append(path.rename(path.with_name(uuid + _REMOVED)))
             except FileNotFoundError:
                 pass  # by hand, or by a server that was killed before it removed the record
-            self._records.delete(uuid)
+            try:
+                self._records.delete(uuid)
+            except sqlite3.OperationalError:  # no room for that, until the bytes have gone
+                await _remove_trees(removed)
+                removed = []
+                self._records.delete(uuid)
         await _remove_trees(removed)
 
     async def prune(self) -> None:

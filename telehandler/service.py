@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
+import os
 import re
 import signal
+import sqlite3
 import sys
 import traceback
 import uuid as uuids
@@ -17,10 +19,10 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from helper.wire import LIMITS, MAX_COUNT, MAX_SIGNAL, MAX_STRING, Stage
-from telehandler import bounds, pages, watch
+from telehandler import bounds, pages, room, watch
 from telehandler import jobs as core
 from telehandler.auth import AuthError, Caller, caller_of
-from telehandler.errors import HelperRefused, RequestReused, TelehandlerError
+from telehandler.errors import Exhausted, HelperRefused, RequestReused, TelehandlerError
 from telehandler.jobs import Job, Jobs, Request
 from telehandler.log import Cap, JobLog, Stream
 from telehandler.pb import telehandler_pb2 as pb
@@ -136,6 +138,7 @@ class Service:
         job = self._find(request.name, caller)
         if request.wait:
             await job.ended.wait()
+        context.set_trailing_metadata((("telehandler-detail", job.record.extra.get("log_error", "")),))
         return _status(job)
 
     async def signal_job(self, request: pb.SignalJobRequest, caller: Caller, context: Context) -> Empty:
@@ -228,12 +231,21 @@ async def _abort(context: Context, error: Exception) -> None:
         await context.abort(error.code, str(error))
     if isinstance(error, HelperRefused):
         code = _CODES.get(Stage(error.stage), grpc.StatusCode.FAILED_PRECONDITION)
+        text = str(error)
+        if error.errno in room.ERRORS and error.stage != Stage.CAPACITY:
+            code, text = grpc.StatusCode.RESOURCE_EXHAUSTED, f"the helper cannot start a job now: {error}"
         stage = Stage(error.stage).name.lower()
-        await context.abort(code, str(error), (("telehandler-stage", stage), ("telehandler-errno", str(error.errno))))
+        await context.abort(code, text, (("telehandler-stage", stage), ("telehandler-errno", str(error.errno))))
     if isinstance(error, RequestReused):
         await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
+    if isinstance(error, Exhausted):
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
     if isinstance(error, TelehandlerError):
         await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+    if isinstance(error, OSError) and error.errno in room.ERRORS:
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"not now: {os.strerror(error.errno)}")
+    if isinstance(error, sqlite3.OperationalError):  # its text is sqlite's own
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the server's records take no more: {error}")
     # Unforeseen. Its text may hold paths or what a user sent: the log gets only its place, the client nothing.
     frame = traceback.extract_tb(error.__traceback__)[-1]
     print(f"telehandler: {type(error).__name__} at {frame.filename}:{frame.lineno}", file=sys.stderr, flush=True)

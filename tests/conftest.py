@@ -62,7 +62,7 @@ def make_server(as_root: None, place: Path, ssl: Path, policy: Path) -> Iterator
     started: list[servers.Server] = []
 
     def make(**options: Any) -> servers.Server:
-        server = servers.Server(place, options.pop("ssl", ssl), policy, **options)
+        server = servers.Server(place, options.pop("ssl", ssl), options.pop("policy", policy), **options)
         started.append(server)
         server.start()
         return server

@@ -49,14 +49,14 @@ class Tracer:
         self.helper = helper
         self.pids = {helper.process.pid: "helper"}
         self.calls: dict[str, list[str]] = {}
-        self.failing: tuple[str, int, int] | None = None
+        self.failing: tuple[str, int | str, int] | None = None
         self.born: list[str] = []  # the cgroup of each child before its first instruction
         self.failed = ""  # the call that was failed
         self._mode, self._pending = _CONT, 0
         _ptrace(_SEIZE, helper.process.pid, 0, _OPTIONS)
 
-    def watch(self, failing: tuple[str, int, int] | None = None) -> None:
-        """From now on counts calls; with (role, index, errno) fails that one and counts no further."""
+    def watch(self, failing: tuple[str, int | str, int] | None = None) -> None:
+        """From now on counts calls; with (role, index or name, errno) fails that one and counts no further."""
         self.calls, self.failed, self.failing, self._mode = {role: [] for role in ROLES}, "", failing, _SYSCALL
         _ptrace(_INTERRUPT, self.helper.process.pid)
 
@@ -131,7 +131,8 @@ class Tracer:
             return
         role, name = self.pids[pid], NAMES.get(struct.unpack_from("<Q", info, 24)[0], "?")
         calls = self.calls[role]
-        if self.failing and self.failing[:2] == (role, len(calls)) and name not in _WITHOUT_RESULT:
+        chosen = self.failing and self.failing[0] == role and self.failing[1] in (len(calls), name)
+        if chosen and not self.failed and name not in _WITHOUT_RESULT:
             self.failed, self._pending = name, pid
             if name != "close":
                 _ptrace(_POKEUSER, pid, _ORIG_RAX, -1)

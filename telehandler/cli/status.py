@@ -27,6 +27,8 @@ def command(output: str, job: str | None, **given: Any) -> None:
     settings = options.settings(given)
     client = jobname.connect(settings)
     shown = fields(client.status(jobname.find(job, settings, client)))
+    if client.detail:
+        shown["detail"] = client.detail
     if output == "json":
         print(json.dumps({"schema": SCHEMA} | shown))
         return

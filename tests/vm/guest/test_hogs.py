@@ -1,5 +1,9 @@
-"""Hogs of every kind hurt no one: another job's stream stays whole and goes on, and every hog can be killed."""
+"""R7: hogs of every kind hurt no one: another job's stream stays whole and goes on, the helper answers, stop works.
 
+R15: no process is free.
+"""
+
+import errno
 import select
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +13,8 @@ import pytest
 from driver import Helper, Job, read_line
 from servers import wait_until
 from vm.guest.common import MIB, cgroup_file, end, figure
+
+from helper.wire import Stage
 
 LINES = 150
 # A line, then a wait of 20 ms without a process: nobody writes to the fifo.
@@ -64,7 +70,7 @@ def _is_at_work(kind: str, job: Job) -> bool:
 
 
 @pytest.mark.parametrize("kind", [*HOGS, "all together"])
-def test_another_jobs_stream_goes_on(helper: Helper, stream: Job, kind: str) -> None:
+def test_r7_another_jobs_stream_goes_on(helper: Helper, stream: Job, kind: str) -> None:
     alone, number = _seconds(stream, 1)
     kinds = list(HOGS) if kind == "all together" else [kind]
     hogs = {name: helper.start(*HOGS[name][0], **HOGS[name][1]) for name in kinds}
@@ -75,3 +81,18 @@ def test_another_jobs_stream_goes_on(helper: Helper, stream: Job, kind: str) -> 
     assert helper.run("echo", "a new job").stdout == b"a new job\n"
     assert all(end(helper, job)["killed"] for job in hogs.values())
     assert len(list(helper.cgroup.glob("job-*"))) == 1
+
+
+@pytest.mark.parametrize("free", [0, 1])
+def test_r15_no_process_is_free(helper: Helper, free: int) -> None:
+    """Neither for the job's init, or for it but not for the job: refused, and as before once there are."""
+    running = helper.start("sleep", "1000")
+    current = int((helper.cgroup / "pids.current").read_text())
+    (helper.cgroup / "pids.max").write_text(str(current + free))
+    try:
+        assert helper.refused("true")[:2] == (Stage.CLONE, errno.EAGAIN)
+    finally:
+        (helper.cgroup / "pids.max").write_text("max")
+    assert helper.run("echo", "again").stdout == b"again\n"
+    end(helper, running)
+    assert not list(helper.cgroup.glob("job-*"))

@@ -88,7 +88,7 @@ def _all(limit: int) -> dict[str, int]:
     return {"memory_bytes": limit, "memory_high_bytes": limit}
 
 
-def test_a_memory_hog_is_killed_within_its_limit(helper: Helper) -> None:
+def test_r7_a_memory_hog_is_killed_within_its_limit(helper: Helper) -> None:
     limit = 64 * MIB
     ended = helper.run("python3", "-ISc", HOG.format(bytes=4 * limit), **_all(limit))
     assert ended.stdout == b""
@@ -108,7 +108,7 @@ def test_above_memory_high_a_hog_is_slowed_and_not_yet_killed(helper: Helper) ->
     assert end(helper, job)["memory_peak_bytes"] <= 64 * MIB
 
 
-def test_running_out_of_memory_ends_the_whole_job(helper: Helper) -> None:
+def test_r7_running_out_of_memory_ends_the_whole_job(helper: Helper) -> None:
     """memory.oom.group: no half of a job lives on."""
     limit = 64 * MIB
     script = f'sleep 1000 & sleep 1000 & python3 -ISc "{HOG.format(bytes=4 * limit)}"; echo lived on; wait'
@@ -130,7 +130,7 @@ def test_files_in_memory_are_the_jobs_memory(helper: Helper, directory: str) -> 
     end(helper, job)
 
 
-def test_the_number_of_processes_never_passes_its_limit(helper: Helper) -> None:
+def test_r7_the_number_of_processes_never_passes_its_limit(helper: Helper) -> None:
     limit = 40
     other = helper.start("sh", "-c", "while read -r line; do echo $line; done </dev/zero; sleep 1000")
     job = helper.start("bash", "-c", "bomb() { bomb | bomb & }; bomb; sleep 1000", pids=limit)

@@ -1,0 +1,103 @@
+"""R8: stop ends the whole tree, however it hides; it may come from many, and race the job's own end."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from edge import SERVICE, Caller
+from servers import Server, alive, processes_with, wait_until
+
+from telehandler.pb import telehandler_pb2 as pb
+
+DAEMON = """
+import os, signal, time
+MARK = "{mark}"
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+{code}
+"""
+# What each does before it tells that it is up; then it, and what it made, run for good.
+PROGRAMS = {
+    "double-forked daemon": "if os.fork() == 0:\n os.setsid()\n if os.fork(): os._exit(0)\n os.chdir('/')",
+    "sessions of their own": "for _ in range(5):\n if os.fork() == 0:\n  os.setsid()\n  break",
+    "ignores all": "pass",
+    "stops itself": "os.write(1, b'up\\n'); os.kill(os.getpid(), signal.SIGSTOP)",
+    "stopped children": "if os.fork() == 0:\n os.kill(os.getpid(), signal.SIGSTOP)",
+    "a thread each": "import threading\n[threading.Thread(target=time.sleep, args=(1000,)).start() for _ in range(9)]",
+}
+
+
+@pytest.fixture(scope="module")
+def caller(server: Server) -> Iterator[Caller]:
+    with Caller(server, server.ssl / "client") as caller:
+        yield caller
+
+
+def stop(caller: Caller, name: str, grace_s: float) -> str:
+    request = pb.StopJobRequest(name=name)
+    request.grace.FromNanoseconds(int(grace_s * 1e9))
+    return caller.call(f"/{SERVICE}/StopJob", request).code.name
+
+
+def final(caller: Caller, name: str) -> pb.JobStatus:
+    answer = caller.call(f"/{SERVICE}/GetJobStatus", pb.GetJobStatusRequest(name=name, wait=True))
+    return pb.JobStatus.FromString(answer.bodies[0])
+
+
+def _output(server: Server, name: str) -> bytes:
+    path = server.state / "jobs" / name.rpartition("/")[2] / "output"
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_r8_stop_ends_the_whole_tree(server: Server, caller: Caller, kind: str) -> None:
+    mark = f"tree-{os.getpid()}-{kind.replace(' ', '-')}"
+    code = f"{PROGRAMS[kind]}\nos.write(1, b'up\\n')\ntime.sleep(1000)"
+    name = caller.start("/usr/bin/python3", "-ISc", DAEMON.format(mark=mark, code=code)).name
+    wait_until("it is up", lambda: b"up\n" in _output(server, name))
+    pids = processes_with(mark)
+    assert pids
+    assert stop(caller, name, 0.2) == "OK"
+    assert not [pid for pid in pids if alive(pid)]
+    assert not processes_with(mark)
+    assert (final(caller, name).state, final(caller, name).signal) == (pb.JOB_STATE_STOPPED, signal.SIGKILL)
+
+
+def test_r8_stop_by_many_at_once_is_one_stop(server: Server, caller: Caller) -> None:
+    script = "trap 'echo asked' TERM; echo up; while :; do read -t 0.05 x <>/tmp/f; done"
+    name = caller.start("bash", "-c", f"mkfifo /tmp/f; {script}").name
+    wait_until("it is up", lambda: _output(server, name) == b"up\n")
+    with ThreadPoolExecutor(20) as pool:
+        assert set(pool.map(lambda number: stop(caller, name, 0.5 + number / 50), range(20))) == {"OK"}
+    before = final(caller, name)
+    assert (before.state, before.signal) == (pb.JOB_STATE_STOPPED, signal.SIGKILL)
+    assert stop(caller, name, 1) == "OK"
+    assert final(caller, name) == before
+
+
+def test_r8_stop_that_races_the_end_gives_one_final_state(server: Server, caller: Caller) -> None:
+    """The job ends while it is stopped: what it says of itself and what its record says are the same, for good."""
+    for number in range(40):
+        name = caller.start("sh", "-c", "exit 3").name
+        ready = threading.Barrier(3)
+        answers: list[str] = []
+
+        def act(ready: threading.Barrier, name: str, answers: list[str]) -> None:
+            ready.wait()
+            answers.append(stop(caller, name, 0))
+
+        threads = [threading.Thread(target=act, args=(ready, name, answers)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        ready.wait()
+        first = final(caller, name)
+        for thread in threads:
+            thread.join()
+        assert answers == ["OK"] * 2
+        assert final(caller, name) == first
+        assert first.state in (pb.JOB_STATE_STOPPED, pb.JOB_STATE_FAILED), number
+        assert first.exit_code in (3, 137)
+        assert first.state == pb.JOB_STATE_STOPPED or first.exit_code == 3
