@@ -47,12 +47,11 @@ def _socket(allowed_uids: list[int]) -> socket.socket:
     """fd 0 as the connected socket, its peer checked (S7)."""
     try:
         sock = socket.socket(fileno=0)
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     except OSError:
         raise policy.SetupError("stdin is not a socket: start it by telehandler server or local") from None
     # Root, the caller of the setuid wrapper, the user behind sudo: who started us holds the other end.
     callers = {0, os.getuid(), int(os.environ.get("SUDO_UID", "0"))}
-    uid = struct.unpack("3i", credentials)[1]
     keeper_for_others = sock.type is socket.SOCK_STREAM and callers != {0}
     if uid not in callers or (allowed_uids and uid not in allowed_uids) or keeper_for_others:
         raise policy.SetupError(f"uid {uid} may not use the helper: see allowed_uids in the policy")
@@ -105,8 +104,8 @@ def _set_up(options: dict[str, str]) -> tuple[socket.socket, policy.Policy, int]
     os.setresuid(0, 0, 0)
     os.environ.clear()
     os.chdir("/")
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # each job holds up to eight fds
+    # Each job holds up to eight fds.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     return sock, rules, _catch_signals()
 

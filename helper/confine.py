@@ -25,10 +25,9 @@ HOSTNAME = "sandbox"
 FILTER = seccomp.program()
 with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as _file:
     LAST_CAPABILITY = int(_file.read())  # may be more than prctl and capng know by name
-_SAFE = sc.MS_NOSUID | sc.MS_NODEV
+_SAFE, _DEV = sc.MS_NOSUID | sc.MS_NODEV, sc.MS_NOSUID | sc.MS_NOEXEC
 _NOTHING = _SAFE | sc.MS_NOEXEC
 _EMPTY = "size=4k,nr_inodes=1,mode=0555"
-_DEV = sc.MS_NOSUID | sc.MS_NOEXEC
 _DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 _LINKS = "ptmx pts/ptmx fd /proc/self/fd stdin /proc/self/fd/0 stdout /proc/self/fd/1 stderr /proc/self/fd/2".split()
 # Of /proc: what tells about or steers the host, although most of it needs a privilege the job lacks.

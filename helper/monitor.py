@@ -306,9 +306,8 @@ class Monitor:
         report = job.status.removeprefix(spawn.EXEC_NEXT)
         whole = len(report) == spawn.STATUS.size  # else the init died without a word
         number, error = spawn.STATUS.unpack(report) if whole else (Stage.CLONE, errno.EIO)
-        text = f"the start failed at {Stage(number).name.lower()}: {os.strerror(error)}"
-        text += "" if whole else " (it died before exec: is its memory too small?)"
-        job.failure = Refusal(Stage(number), error, text)
+        cause = os.strerror(error) if whole else "it died before exec, perhaps of too little memory"
+        job.failure = Refusal(Stage(number), error, f"the start failed at {Stage(number).name.lower()}: {cause}")
         self._kill_job(job)
 
     def _expire(self, job: Job) -> None:

@@ -13,8 +13,7 @@ CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 0x08000000, 0x20000000, 0x40000000
 _CLONE_PIDFD, _CLONE_INTO_CGROUP = 0x00001000, 0x200000000
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
-MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
-MNT_DETACH = 2
+MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 32, 4096, 16384, 1 << 18, 2
 
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _RESOLVE_NO_SYMLINKS, _MOVE_MOUNT_EMPTY_PATHS = 1, 4, 0x4 | 0x40  # the last: both ends are fds
@@ -42,8 +41,7 @@ def clone3(namespaces: int, cgroup_fd: int) -> tuple[int, int]:
     """
     pidfd = ctypes.c_int(-1)
     flags = namespaces | _CLONE_PIDFD | _CLONE_INTO_CGROUP
-    fields = (flags, ctypes.addressof(pidfd), 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, cgroup_fd)
-    arguments = struct.pack("<11Q", *fields)
+    arguments = struct.pack("<11Q", flags, ctypes.addressof(pidfd), 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, cgroup_fd)
     ctypes.pythonapi.PyOS_BeforeFork()
     pid = _libc.syscall(_SYS_CLONE3, arguments, len(arguments))
     if pid == 0:
