@@ -86,7 +86,7 @@ class JobLog:
         self.floor = _first_data(self._spool_fd)
         self.plain_chunks = 0  # still to come before zstd is tried again: see watch
         self.hashed = 0  # what lies behind it may not be dropped yet: set by the digests
-        self._count = self._repaired()
+        self._count = self._repaired(writable=not ended)
         self._last = self._record(self._count - 1) if self._count else (0, 0, 0)
         self.sizes = dict.fromkeys(Stream, 0)
         self.ended = False
@@ -158,12 +158,17 @@ class JobLog:
         for segment in self.segments(0):
             self.sizes[segment.stream] += segment.end - segment.offset
 
-    def _repaired(self) -> int:
-        """The number of records, once the index has only whole ones of bytes that are there."""
+    def _repaired(self, writable: bool) -> int:
+        """The number of records, once the index has only whole ones of bytes that are there.
+
+        What is torn is mended when the job is adopted or found lost: one that has ended has at most a record too many.
+        """
         status = os.fstat(self._index_fd)
         count = status.st_size // _RECORD.size
         while count and not self._plausible(count - 1):
             count -= 1
+        if not writable:
+            return count
         if not count and self.size:
             os.pwrite(self._index_fd, _RECORD.pack(0, status.st_mtime_ns, Stream.STDOUT), 0)
             count = 1

@@ -78,7 +78,9 @@ def _state_directory(wanted: str | None, uid: int, gid: int) -> Path:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.geteuid() == 0 and path.stat().st_uid == 0:
-            if any(path.iterdir()):  # /etc, by a slip, must not become another's
+            if any(
+                entry.name != "lost+found" for entry in path.iterdir()
+            ):  # /etc, by a slip, must not become another's
                 text = f"the state directory {path} is root's and not empty: choose another --state-dir, or chown it"
                 raise TelehandlerError(text)
             os.chown(path, uid, gid)
