@@ -10,7 +10,7 @@ from servers import Server
 from bench.ground import GIB, MIB, Ground, cpu_s, end, finished_job, read, start, tell, watch_request
 
 # Lines as a program's log has them: numbers that differ, words that come again.
-TEXT = (
+_TEXT = (
     "import random; chance = random.Random(1); n = 0\n"
     "words = 'GET POST connection user accepted refused timeout cache miss hit retry queue'.split()\n"
     "while n < {size}:\n"
@@ -29,6 +29,11 @@ class Measure(NamedTuple):
     wire_bytes: int
 
 
+def text_command(size: int) -> list[str]:
+    """Prints `size` bytes of log lines, or a line more."""
+    return ["/usr/bin/python3", "-c", _TEXT.format(size=size)]
+
+
 def run(ground: Ground, watchers: list[int], total: int, largest: int, rounds: int) -> list[dict[str, Any]]:
     """A row for each number of watchers: about `total` bytes over all, jobs of at most `largest` bytes."""
     rows = []
@@ -37,7 +42,7 @@ def run(ground: Ground, watchers: list[int], total: int, largest: int, rounds: i
         for count in watchers:
             size = max(MIB, min(largest, total // count))
             random_job, _ = finished_job(client, ["head", "-c", str(size), "/dev/urandom"])
-            text_job, text_size = finished_job(client, ["/usr/bin/python3", "-c", TEXT.format(size=size)])
+            text_job, text_size = finished_job(client, text_command(size))
             # Side by side and in turns: what else the machine does meets all of them.
             found: dict[str, list[Measure]] = {"raw": [], "random": [], "text": [], "text_plain": []}
             for _ in range(rounds):
