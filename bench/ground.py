@@ -38,6 +38,7 @@ class Ground:
             server.start()
             yield server
         finally:
+            end(*_started)  # before the server: they have nothing to say about its end
             server.stop()
 
     def client(self, server: Server) -> Client:
@@ -64,10 +65,7 @@ class Ground:
 def ground() -> Iterator[Ground]:
     with tempfile.TemporaryDirectory(prefix="telehandler-bench-", dir="/var/tmp") as name:
         Path(name).chmod(0o755)
-        try:
-            yield Ground(Path(name))
-        finally:
-            end(*_started)
+        yield Ground(Path(name))
 
 
 def start(module: str, spec: dict[str, Any]) -> "subprocess.Popen[str]":
