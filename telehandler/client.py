@@ -23,6 +23,7 @@ MAX_CHUNK_BYTES = 4 << 20  # of a message, uncompressed
 RECONNECT_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 5.0, 5.0)  # waits before each try of a broken watch
 PAGE_SIZE = 1000  # the server's most
 _SERVICE = "/telehandler.v1.TelehandlerService/"
+_WATCHING = "telehandler-watching"  # in what the server sends before the first output
 _EXEC = "exec"  # the name of helper.wire's stage
 _ENOENT, _ENOTDIR = 2, 20
 _OPTIONS = (("grpc.max_receive_message_length", 4 << 20), ("grpc.keepalive_time_ms", 30_000))
@@ -158,6 +159,7 @@ class Client:
                     request.ClearField("tail_lines")  # the place is known now
                     tries = iter(RECONNECT_S)
             except grpc.RpcError as error:
+                connected = connected or any(key == _WATCHING for key, _ in call.initial_metadata() or ())
                 wait = next(tries, None)
                 lost = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
                 if not lost or wait is None or not connected:

@@ -27,6 +27,7 @@ from telehandler.tls import TLS_VERSION
 
 SERVICE = "telehandler.v1.TelehandlerService"
 ORIGINAL_SERVICE = "drrev.telehandler.foreman.v1alpha1.ForemanService"
+_WATCHING = (("telehandler-watching", "1"),)
 _NO_JOB = "no such job, or not yours"
 _CODES = {
     Stage.REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
@@ -147,6 +148,8 @@ class Service:
         self._chunks.watchers += 1
         try:
             wish = await _wish(request, log)
+            # At once: the client of a quiet job knows that it watches, and so connects again when it has to.
+            await context.send_initial_metadata(_WATCHING)
             async for message in watch.messages(log, self._chunks, wish):
                 await context.write(message)
             if log.ended:
