@@ -82,13 +82,24 @@ def _bars(rows: list[dict[str, Any]]) -> str:
 
 
 def _fanout(rows: list[dict[str, Any]]) -> str:
-    heads = ["watchers", "what is sent", "job, MiB", "MiB/s in all", "server CPU-s per GiB", "sent, share", "spread"]
+    heads = [
+        "watchers",
+        "what is sent",
+        "job, MiB",
+        "MiB/s in all",
+        "server CPU-s/GiB",
+        "reader CPU-s/GiB",
+        "sent, share",
+    ]
+    heads += ["spread"]
     cells = []
     for row in rows:
         for name, label in _LINES.items():
             found = row[name]
             figures = [f"{row['job_mib']:.0f}", f"{found['mib_s']:,.0f}"]
-            figures += [f"{found[key]:.2f}" for key in ("cpu_s_per_gib", "wire_share", "spread")]
+            figures += [
+                f"{found[key]:.2f}" for key in ("cpu_s_per_gib", "reader_cpu_s_per_gib", "wire_share", "spread")
+            ]
             cells.append([f"{row['watchers']:,}", label, *figures])
     return _table(heads, cells)
 

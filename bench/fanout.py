@@ -26,6 +26,7 @@ class Measure(NamedTuple):
     bytes: int
     seconds: float
     cpu_s: float
+    reader_cpu_s: float
     wire_bytes: int
 
 
@@ -69,6 +70,7 @@ def _summary(measures: list[Measure]) -> dict[str, float]:
     return {
         "mib_s": statistics.median(rates),
         "cpu_s_per_gib": statistics.median(measure.cpu_s / (measure.bytes / GIB) for measure in measures),
+        "reader_cpu_s_per_gib": statistics.median(m.reader_cpu_s / (m.bytes / GIB) for m in measures),
         "wire_share": measures[0].wire_bytes / measures[0].bytes,
         "spread": max(rates) / min(rates),
     }
@@ -100,4 +102,4 @@ def _timed(reader: "subprocess.Popen[str]", pid: int, size: int, may_be_less: bo
     counts: list[int] = answer["bytes"]
     if len(set(counts)) != 1 or (counts[0] < size and not may_be_less) or not counts[0]:
         raise AssertionError(f"the readers got from {min(counts)} to {max(counts)} bytes of {size}")
-    return Measure(size * len(counts), answer["seconds"], used, sum(counts))
+    return Measure(size * len(counts), answer["seconds"], used, answer["cpu_s"], sum(counts))
