@@ -60,7 +60,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--fanout-gib", type=float, default=1 if quick else 8, help="over all watchers")
     parser.add_argument("--job-gib", type=float, default=0.25 if quick else 1, help="the largest job of fan-out")
     parser.add_argument("--verify-watchers", nargs="+", type=int, default=[100] if quick else [100, 1000])
-    parser.add_argument("--verify-gib", type=float, default=0.5 if quick else 8, help="over all watchers")
+    parser.add_argument("--verify-gib", type=float, default=0.5 if quick else 4, help="over all watchers")
     parser.add_argument("--lines", type=int, default=1000 if quick else 10_000, help="of the latency's job")
     parser.add_argument("--idle", nargs="+", type=int, default=[1000] if quick else [1000, 5000])
     parser.add_argument("--memory-gib", type=float, default=1 if quick else 10, help="the job with one watcher")
