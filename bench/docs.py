@@ -69,11 +69,17 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _machine(found: dict[str, Any]) -> str:
-    return (
+    text = (
         f"{found['cores']} cores of {found['cpu']}, {found['memory_gib']} GiB of memory, Linux {found['kernel']}, "
-        f"Python {found['python']}, grpcio {found['grpc']}, OpenSSL {found['openssl']}; {found['date']}. The "
-        f"load average was {found['load']:.1f} when the run began.\n"
+        f"Python {found['python']}, grpcio {found['grpc']}, OpenSSL {found['openssl']}; {found['date']}.\n"
+        f"The load average was {found['load']:.1f} when the run began.\n"
     )
+    if found["load"] > found["cores"] / 2:
+        text += (
+            "\n**Others used the machine during this run.** Its rates, its p99 and the ratios to raw TLS prove nothing, "
+            "whatever the\ntable of bars says; CPU-seconds and memory hold.\n"
+        )
+    return text
 
 
 def _bars(rows: list[dict[str, Any]]) -> str:
