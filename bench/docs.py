@@ -76,8 +76,8 @@ def _machine(found: dict[str, Any]) -> str:
     )
     if found["load"] > found["cores"] / 2:
         text += (
-            "\n**Others used the machine during this run.** Its rates, its p99 and the ratios to raw TLS prove nothing, "
-            "whatever the\ntable of bars says; CPU-seconds and memory hold.\n"
+            "\n**Others used the machine during this run.** Its rates, its p99 and the ratios to raw TLS prove nothing,\n"
+            "whatever the table of bars says. CPU-seconds and memory hold.\n"
         )
     return text
 
