@@ -76,7 +76,7 @@ def _machine(found: dict[str, Any]) -> str:
     )
     if found["load"] > found["cores"] / 2:
         text += (
-            "\n**Others used the machine during this run.** Its rates, its p99 and the ratios to raw TLS prove nothing,\n"
+            "\n**Others used the machine in this run.** Its rates, its p99 and the ratios to raw TLS prove nothing,\n"
             "whatever the table of bars says. CPU-seconds and memory hold.\n"
         )
     return text
@@ -163,6 +163,8 @@ def main() -> None:
         page = filled(PAGE.read_text(), result)
     except OSError as error:
         sys.exit(f"bench: {path}: {error.strerror}: run `make bench` first, or name its JSON")
+    except ValueError as error:
+        sys.exit(f"bench: {path} is not JSON: {error}")
     except KeyError as error:
         sys.exit(f"bench: {path} has no part {error}: it must be of a run with all parts")
     for name, text in plots(result).items():
