@@ -77,6 +77,17 @@ FUZZ_SECONDS := 300
 fuzz: build  ## a long run of tests/fuzz: make fuzz FUZZ_SECONDS=3600
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) -m pytest tests/fuzz
 
+ARGS :=
+
+# As root, for a server with a helper of its own.
+.PHONY: bench
+bench: build  ## throughput, latency and memory, beside raw TLS: make bench ARGS=--quick for two minutes
+	$(SUDO) env PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m bench $(ARGS)
+
+.PHONY: bench-docs
+bench-docs: build  ## the tables and plots of docs/performance.md, from bench/results/2-cores.json
+	$(PYTHON) -m bench.docs $(ARGS)
+
 .PHONY: lint
 lint: build  ## ruff and mypy --strict
 	$(VENV)/bin/ruff check .

@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 import ssl
 import sys
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 
 import grpc
 
-from bench import fanout, idle, latency, memory, verify
-from bench.ground import GIB, MIB, ground
+from bench import bars, fanout, idle, latency, memory, verify
+from bench.ground import GIB, ground
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = 1
@@ -22,7 +23,7 @@ PARTS = ("fanout", "verify", "latency", "idle", "memory")
 
 def main() -> int:
     options = _options()
-    result: dict[str, Any] = {"schema": SCHEMA, "machine": _machine()}
+    result: dict[str, Any] = {"schema": SCHEMA, "quick": options.quick, "machine": _machine()}
     path: Path = options.output or RESULTS / ("quick.json" if options.quick else f"{os.cpu_count()}-cores.json")
     with ground() as here:
         for part in options.parts:
@@ -31,16 +32,19 @@ def main() -> int:
                 total, largest = int(options.fanout_gib * GIB), int(options.job_gib * GIB)
                 result[part] = fanout.run(here, options.watchers, total, largest, options.rounds)
             elif part == "verify":
-                result[part] = verify.run(here, 100, options.verify_mib * MIB)
+                result[part] = verify.run(here, options.verify_watchers, int(options.verify_gib * GIB))
             elif part == "latency":
                 result[part] = latency.run(here, options.lines)
             elif part == "idle":
                 result[part] = idle.run(here, options.idle)
             elif part == "memory":
                 crowd = int(options.crowd_gib * GIB)
-                result[part] = memory.run(here, int(options.memory_gib * GIB), 99, crowd)
+                result[part] = memory.run(here, int(options.memory_gib * GIB), options.crowd, crowd)
+            result["bars"] = bars.of(result)
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(result, indent=1) + "\n")
+    for bar in result["bars"]:
+        print(f"{'holds ' if bar['holds'] else 'MISSED'}  {bar['what']}: {bar['found']:.2f} ({bar['bar']})")
     print(f"written to {path}")
     return 0
 
@@ -55,15 +59,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1 if quick else 3, help="of fan-out; the median counts")
     parser.add_argument("--fanout-gib", type=float, default=1 if quick else 8, help="over all watchers")
     parser.add_argument("--job-gib", type=float, default=0.25 if quick else 1, help="the largest job of fan-out")
-    parser.add_argument("--verify-mib", type=int, default=10 if quick else 80)
+    parser.add_argument("--verify-watchers", nargs="+", type=int, default=[100] if quick else [100, 1000])
+    parser.add_argument("--verify-gib", type=float, default=0.5 if quick else 4, help="over all watchers")
     parser.add_argument("--lines", type=int, default=1000 if quick else 10_000, help="of the latency's job")
     parser.add_argument("--idle", nargs="+", type=int, default=[1000] if quick else [1000, 5000])
     parser.add_argument("--memory-gib", type=float, default=1 if quick else 10, help="the job with one watcher")
+    parser.add_argument("--crowd", type=int, default=99, help="watchers beside the one that is stopped")
     parser.add_argument("--crowd-gib", type=float, default=0.1 if quick else 1, help="the job with 99 and one stopped")
     return parser.parse_args()
 
 
-def _machine() -> dict[str, str | int]:
+def _machine() -> dict[str, str | float]:
     return {
         "cores": os.cpu_count() or 0,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB),
@@ -72,6 +78,7 @@ def _machine() -> dict[str, str | int]:
         "python": platform.python_version(),
         "grpc": str(grpc.__version__),
         "openssl": ssl.OPENSSL_VERSION.split()[1],
+        "load": round(os.getloadavg()[0], 1),
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
     }
 
@@ -84,4 +91,10 @@ def _cpu() -> str:
 if __name__ == "__main__":
     if os.geteuid() != 0:
         sys.exit("bench: it needs root, for a server with a helper of its own: sudo make bench")
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except AssertionError as error:
+        sys.exit(f"bench: {error}")

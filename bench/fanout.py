@@ -10,7 +10,7 @@ from servers import Server
 from bench.ground import GIB, MIB, Ground, cpu_s, end, finished_job, read, start, tell, watch_request
 
 # Lines as a program's log has them: numbers that differ, words that come again.
-TEXT = (
+_TEXT = (
     "import random; chance = random.Random(1); n = 0\n"
     "words = 'GET POST connection user accepted refused timeout cache miss hit retry queue'.split()\n"
     "while n < {size}:\n"
@@ -26,7 +26,13 @@ class Measure(NamedTuple):
     bytes: int
     seconds: float
     cpu_s: float
+    reader_cpu_s: float
     wire_bytes: int
+
+
+def text_command(size: int) -> list[str]:
+    """Prints `size` bytes of log lines, or a line more."""
+    return ["/usr/bin/python3", "-c", _TEXT.format(size=size)]
 
 
 def run(ground: Ground, watchers: list[int], total: int, largest: int, rounds: int) -> list[dict[str, Any]]:
@@ -37,7 +43,7 @@ def run(ground: Ground, watchers: list[int], total: int, largest: int, rounds: i
         for count in watchers:
             size = max(MIB, min(largest, total // count))
             random_job, _ = finished_job(client, ["head", "-c", str(size), "/dev/urandom"])
-            text_job, text_size = finished_job(client, ["/usr/bin/python3", "-c", TEXT.format(size=size)])
+            text_job, text_size = finished_job(client, text_command(size))
             # Side by side and in turns: what else the machine does meets all of them.
             found: dict[str, list[Measure]] = {"raw": [], "random": [], "text": [], "text_plain": []}
             for _ in range(rounds):
@@ -64,6 +70,7 @@ def _summary(measures: list[Measure]) -> dict[str, float]:
     return {
         "mib_s": statistics.median(rates),
         "cpu_s_per_gib": statistics.median(measure.cpu_s / (measure.bytes / GIB) for measure in measures),
+        "reader_cpu_s_per_gib": statistics.median(m.reader_cpu_s / (m.bytes / GIB) for m in measures),
         "wire_share": measures[0].wire_bytes / measures[0].bytes,
         "spread": max(rates) / min(rates),
     }
@@ -95,4 +102,4 @@ def _timed(reader: "subprocess.Popen[str]", pid: int, size: int, may_be_less: bo
     counts: list[int] = answer["bytes"]
     if len(set(counts)) != 1 or (counts[0] < size and not may_be_less) or not counts[0]:
         raise AssertionError(f"the readers got from {min(counts)} to {max(counts)} bytes of {size}")
-    return Measure(size * len(counts), answer["seconds"], used, sum(counts))
+    return Measure(size * len(counts), answer["seconds"], used, answer["cpu_s"], sum(counts))

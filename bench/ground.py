@@ -20,6 +20,7 @@ MIB, GIB = 1 << 20, 1 << 30
 FLAGS = ("--max-connections", "10000", "--max-calls-per-user", "10000")
 _TICKS = os.sysconf("SC_CLK_TCK")
 _JOB_DEADLINE_S = 600.0
+_started: "set[subprocess.Popen[str]]" = set()
 
 
 class Ground:
@@ -32,11 +33,12 @@ class Ground:
 
     @contextmanager
     def server(self) -> Iterator[Server]:
-        server = Server(self.place, self.ssl, self.policy, options=FLAGS)
+        server = Server(self.place, self.ssl, self.policy, options=FLAGS, process_group=0)
         try:
             server.start()
             yield server
         finally:
+            end(*_started)  # before the server: they have nothing to say about its end
             server.stop()
 
     def client(self, server: Server) -> Client:
@@ -68,9 +70,16 @@ def ground() -> Iterator[Ground]:
 
 def start(module: str, spec: dict[str, Any]) -> "subprocess.Popen[str]":
     """A process of one of our modules: its spec on stdin, which stays open, answers on stdout."""
+    # Its own process group: a terminal's Ctrl-C is for us, who then end it.
     process = subprocess.Popen(
-        [sys.executable, "-m", module], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", module],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,
     )
+    _started.add(process)
     tell(process, json.dumps(spec))
     return process
 
@@ -90,8 +99,9 @@ def read(process: "subprocess.Popen[str]") -> str:
     return line.removesuffix("\n")
 
 
-def end(*processes: "subprocess.Popen[Any]") -> None:
+def end(*processes: "subprocess.Popen[str]") -> None:
     for process in processes:
+        _started.discard(process)
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):

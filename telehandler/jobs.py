@@ -248,7 +248,7 @@ class Jobs:
             job.pump.give_up()  # it waits for the disk alone
         if grace_s > 0 and job.stopping:
             await self.signal(job, number)
-        await self._kill_when_due(job)
+        await asyncio.shield(self._spawn(self._kill_when_due(job)))  # also when who asked has gone
         await job.ended.wait()
 
     def _intend(self, job: Job, stop_by_ns: int) -> None:
@@ -312,10 +312,11 @@ class Jobs:
         pump = job.pump = Pump(log, live.stdout_fd, live.stderr_fd, lambda error: self._log_stuck(job, error))
         self._spawn(self._follow(job, log, pump, link))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _log_stuck(self, job: Job, error: OSError | None) -> None:
         """A job whose output cannot be kept now waits, or is ended by its policy, and its record says why."""

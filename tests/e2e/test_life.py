@@ -71,6 +71,23 @@ def test_a_watcher_connects_again_when_the_api_is_killed(make_server: Callable[.
     assert b"connecting again" in errors
 
 
+def test_a_watcher_of_a_quiet_job_connects_again_too(make_server: Callable[..., Server]) -> None:
+    server = make_server(listen=free_address(), options=("--max-calls-per-user", "1"))
+    name = server.detach("sleep", "17.32050")
+    watcher = subprocess.Popen(server.client_command("watch", name), cwd=ROOT, stderr=subprocess.PIPE)
+    # Its watch is the one call that is allowed.
+    wait_until("it watches", lambda: b"1 calls of one user" in server.client("status", name).stderr)
+    os.kill(server.children()["api"], signal.SIGKILL)
+    assert watcher.stderr is not None
+    assert b"the connection broke at byte 0; connecting again" in watcher.stderr.readline()
+    wait_until("it watches again", lambda: b"1 calls of one user" in server.client("status", name).stderr)
+    for pid in processes_with("17.32050"):
+        if Path(f"/proc/{pid}/comm").read_text() == "sleep\n":
+            os.kill(pid, signal.SIGTERM)
+    watcher.communicate(timeout=60)
+    assert watcher.returncode == 128 + signal.SIGTERM
+
+
 def test_a_gibibyte_of_output_does_not_raise_the_apis_memory(make_server: Callable[..., Server]) -> None:
     server = make_server()
     assert server.client("run", "--", "true").returncode == 0
