@@ -2,13 +2,16 @@
 
 import os
 import signal
+import sqlite3
+import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 from edge import SERVICE, Caller
-from servers import Server, alive, processes_with, wait_until
+from servers import ROOT, Server, alive, processes_with, wait_until
 
 from telehandler.pb import telehandler_pb2 as pb
 
@@ -64,6 +67,25 @@ def test_r8_stop_ends_the_whole_tree(server: Server, caller: Caller, kind: str) 
     assert not [pid for pid in pids if alive(pid)]
     assert not processes_with(mark)
     assert (final(caller, name).state, final(caller, name).signal) == (pb.JOB_STATE_STOPPED, signal.SIGKILL)
+
+
+def test_r8_a_stop_goes_on_when_who_asked_has_gone(server: Server, caller: Caller) -> None:
+    code = "os.write(1, b'up\\n')\ntime.sleep(1000)"
+    name = caller.start("/usr/bin/python3", "-ISc", DAEMON.format(mark="left", code=code)).name
+    wait_until("it is up", lambda: b"up\n" in _output(server, name))
+    command = server.client_command("stop", "-t", "2", name)
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as client:
+        # A stop is recorded before the signal is sent.
+        wait_until("it is being stopped", lambda: _stop_by(server, name))
+        client.kill()
+    status = final(caller, name)
+    assert (status.state, status.signal) == (pb.JOB_STATE_STOPPED, signal.SIGKILL)
+
+
+def _stop_by(server: Server, name: str) -> bool:
+    with closing(sqlite3.connect(f"file:{server.state}/jobs.sqlite3?mode=ro", uri=True)) as database:
+        query = "SELECT json_extract(record, '$.extra.stop_by_ns') FROM job WHERE uuid = ?"
+        return bool(database.execute(query, (name.rpartition("/")[2],)).fetchone()[0])
 
 
 def test_r8_stop_by_many_at_once_is_one_stop(server: Server, caller: Caller) -> None:
