@@ -1,4 +1,4 @@
-"""docs/security.md against the code: forty properties, every test of each, and code that is where it is said to be."""
+"""docs/security.md and docs/reliability.md against the code: each property, each fault, all of their tests."""
 
 import re
 from pathlib import Path
@@ -6,34 +6,36 @@ from pathlib import Path
 import pytest
 from servers import ROOT
 
-DOCUMENT = ROOT / "docs" / "security.md"
-PROPERTIES = range(1, 41)
+DOCS = ROOT / "docs"
+PROPERTIES = [f"S{number}" for number in range(1, 41)]
+FAULTS = [f"R{number}" for number in range(1, 23)]
 TESTS = {
-    (name, path): int(number)
+    (name, path): key.upper()
     for path in (ROOT / "tests").rglob("*.py")
-    for name, number in re.findall(r"^def (test_s(\d+)_\w+)", path.read_text(), re.MULTILINE)
+    for name, key in re.findall(r"^def (test_([rs]\d+)_\w+)", path.read_text(), re.MULTILINE)
 }
 
 
-def _row(number: int) -> list[str]:
-    (row,) = re.findall(rf"^\| S{number} \|.*$", DOCUMENT.read_text(), re.MULTILINE)
+def _row(key: str) -> list[str]:
+    document = DOCS / ("security.md" if key in PROPERTIES else "reliability.md")
+    (row,) = re.findall(rf"^\| {key} \|.*$", document.read_text(), re.MULTILINE)
     return [cell.strip() for cell in row.strip("|").split("|")]
 
 
 def _links(cell: str) -> set[tuple[str, Path]]:
-    return {(text, (DOCUMENT.parent / target).resolve()) for text, target in re.findall(r"\[(\S+)\]\((\S+)\)", cell)}
+    return {(text, (DOCS / target).resolve()) for text, target in re.findall(r"\[(\S+)\]\((\S+)\)", cell)}
 
 
-@pytest.mark.parametrize("number", PROPERTIES)
-def test_a_property_has_tests_and_the_document_names_them_all(number: int) -> None:
-    expected = {(name, path) for (name, path), found in TESTS.items() if found == number}
+@pytest.mark.parametrize("key", [*PROPERTIES, *FAULTS])
+def test_it_has_tests_and_the_document_names_them_all(key: str) -> None:
+    expected = {(name, path) for (name, path), found in TESTS.items() if found == key}
     assert expected
-    assert {(f"test_s{number}_{text}", path) for text, path in _links(_row(number)[2])} == expected
+    assert {(f"test_{key.lower()}_{text}", path) for text, path in _links(_row(key)[2])} == expected
 
 
-@pytest.mark.parametrize("number", PROPERTIES)
-def test_the_code_of_a_property_is_where_the_document_says(number: int) -> None:
-    links = _links(_row(number)[3])
+@pytest.mark.parametrize("key", PROPERTIES)
+def test_the_code_of_a_property_is_where_the_document_says(key: str) -> None:
+    links = _links(_row(key)[3])
     assert links
     for text, path in links:
         name = text.strip("`")
