@@ -72,6 +72,15 @@ FUZZ_SECONDS := 300
 fuzz: build  ## a long run of tests/fuzz: make fuzz FUZZ_SECONDS=3600
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) -m pytest tests/fuzz
 
+SOAK_MINUTES := 10
+SOAK_FAULTS := api
+SOAK_SEED :=
+
+.PHONY: soak
+soak: build  ## jobs under random faults, and an observer: make soak SOAK_MINUTES=60
+	$(SUDO) env PYTHONPATH=tests $(PYTHON) -B -m soak --minutes $(SOAK_MINUTES) --faults $(SOAK_FAULTS) \
+	    $(SOAK_SEED:%=--seed %)
+
 .PHONY: lint
 lint: build  ## ruff and mypy --strict
 	$(VENV)/bin/ruff check .

@@ -25,6 +25,12 @@ from soak.load import KEEP_JOBS, Answer, Load
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ASK_S = observer.SETTLE_S * 2
 _SHOWN = 20  # violations
+_SAID = (
+    "listening on",
+    "the api died (status -9); starting it again",
+    "the root helper has died, and its jobs with it",
+    "a new root helper runs",
+)
 
 
 def main() -> int:
@@ -134,8 +140,8 @@ def _observer() -> Iterator[Any]:
 
 
 def _is_expected(line: str) -> bool:
-    """What a server says that is well."""
-    return line.startswith(("telehandler: listening on", "telehandler: the api died (status -9); starting it again"))
+    """What a server says that is well, or follows from a fault of ours."""
+    return line.removeprefix("telehandler: ").startswith(_SAID)
 
 
 def _print_report(report: dict[str, dict[str, int]], peaks: dict[str, int]) -> None:

@@ -62,8 +62,8 @@ class Injector:
         os.kill(pid or old, number)
         end = time.monotonic() + BACK_S
         while self._server.children().get(name) in (None, old):
-            process = self._server.process
-            assert process and process.poll() is None, "the server has ended"
+            assert self._server.process
+            assert self._server.process.poll() is None, "the server has ended"
             assert time.monotonic() < end, f"no new {name} within {BACK_S} s"
             await asyncio.sleep(0.1)
 

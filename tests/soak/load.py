@@ -183,7 +183,8 @@ class Load:
         lost = self.losses and reason is Reason.LOST
         alone = (status.exit_code, status.signal) == program.ending(work.kind, work.seed)
         if not (work.stopped or work.signalled or lost):
-            assert alone and reason in (Reason.EXITED, Reason.SIGNALED), seen
+            assert alone, seen
+            assert reason in (Reason.EXITED, Reason.SIGNALED), seen
             assert state is (State.FAILED if status.exit_code else State.COMPLETED), seen
         elif reason is not Reason.STOPPED and not lost:
             # It was quicker than the stop; or the api that was to stop it died.
@@ -288,7 +289,8 @@ class Load:
         async with asyncio.timeout(CALL_S):
             while True:
                 try:
-                    return await self._method(name)(request.SerializeToString())
+                    answer: bytes = await self._method(name)(request.SerializeToString())
+                    return answer
                 except grpc.aio.AioRpcError as error:
                     if error.code() not in _AGAIN:
                         raise Answer(error) from None

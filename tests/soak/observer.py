@@ -8,7 +8,6 @@ server is left. After `begin` it looks once a second. Imports nothing of ours.
 import json
 import os
 import select
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +19,12 @@ LINGER_S = 20.0  # what may pass: a zombie before its wait, an empty cgroup befo
 SETTLE_S = 45.0
 MIB = 1 << 20
 # The most of each process at any time: descriptors, threads, resident memory.
-BOUNDS = {"api": (512, 64, 400 * MIB), "helper": (512, 1, 48 * MIB), "supervisor": (64, 1, 64 * MIB)}
+BOUNDS = {
+    "api": (512, 64, 400 * MIB),
+    "helper": (512, 1, 48 * MIB),
+    "keeper": (64, 1, 48 * MIB),
+    "supervisor": (64, 1, 64 * MIB),
+}
 # What an api may have at the end over what it had at the beginning: pools of threads that grow once, their pipes.
 SLACK_FDS, SLACK_THREADS = 8, 24
 
@@ -140,8 +144,18 @@ class Observer:
             pid, name = waiting.pop()
             found[pid] = name, states[pid]
             below = "job" if name in ("helper", "job") else ""
-            waiting += [(child, below or _kind_of(child)) for child in children.get(pid, [])]
+            waiting += [(child, below or self._kind_of(child)) for child in children.get(pid, [])]
         return found
+
+    def _kind_of(self, pid: int) -> str:
+        """What runs below the supervisor, by its command line; of root's, the helper is who has a cgroup."""
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return "ended"
+        if b"/helper\0" in line:
+            return "helper" if (self.root / f"telehandler.{pid}").exists() else "keeper"
+        return "api" if b"telehandler.api" in line else "starting"
 
     def _orphans(self) -> set[str]:
         """Processes with a job's uid in no cgroup of a live helper. Another cgroup namespace's are not ours to see."""
@@ -188,19 +202,9 @@ def _is_empty(path: Path) -> bool:
         return False
 
 
-def _kind_of(pid: int) -> str:
-    """A child of the supervisor's, by its command line."""
-    try:
-        line = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        line = b""
-    if not line:
-        return "ended"
-    return "api" if b"telehandler.api" in line else "helper" if b"/helper\0" in line else "starting"
-
-
 def main() -> None:
     observer = Observer()
+    words: dict[str, Callable[..., None]]
     words = {"begin": observer.begin, "settle": observer.settle, "gone": observer.gone}
     stdin = os.fdopen(0, "rb", buffering=0)
     while True:
