@@ -57,15 +57,22 @@ class Injector:
 
     async def _replaced(self, name: str, number: signal.Signals, pid: int = 0) -> None:
         """Sends a signal, to process `name` itself unless told, and waits until another one is there for it."""
-        old = self._server.children().get(name)
-        assert old, f"there is no {name}"
-        os.kill(pid or old, number)
         end = time.monotonic() + BACK_S
-        while self._server.children().get(name) in (None, old):
+        while not (old := self._pid(name)):
+            assert time.monotonic() < end, f"there is no {name}"
+            await asyncio.sleep(0.1)
+        os.kill(pid or old, number)
+        while self._pid(name) in (None, old):
             assert self._server.process
             assert self._server.process.poll() is None, "the server has ended"
             assert time.monotonic() < end, f"no new {name} within {BACK_S} s"
             await asyncio.sleep(0.1)
+
+    def _pid(self, name: str) -> int | None:
+        try:
+            return self._server.children().get(name)
+        except FileNotFoundError:  # a process ended as it was looked at
+            return None
 
     async def _certs(self) -> None:
         """A new pair of the server's, from the same root, and new connections get it."""

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from servers import Server
 from soak import program
 
+from telehandler.errors import EXIT_OURS
 from telehandler.pb import telehandler_pb2 as pb
 from telehandler.states import Reason, State
 
@@ -243,12 +244,25 @@ class Load:
         self.done["bytes heard"] += end - begin
 
     async def _client(self, work: Work) -> None:
-        """The real client as a watcher."""
-        process = await asyncio.create_subprocess_exec(
-            *self.server.client_command("watch", work.name),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        """The real client as a watcher. One that finds no api at its first try is started again, as a user would."""
+        end = asyncio.get_running_loop().time() + CALL_S
+        while True:
+            status, stdout, stderr = await self._client_process(work)
+            if status != EXIT_OURS or stdout or "nothing listens" not in stderr:
+                break
+            assert asyncio.get_running_loop().time() < end, f"{work}: {stderr}"
+            self.done["client processes again"] += 1
+        self.done["client processes"] += 1
+        wrote = work.written()[program.STDOUT]
+        assert wrote.startswith(stdout), f"{work}: the client's stdout is not the job's"
+        if not (work.stopped or work.removed or work.signalled or self.losses):
+            assert stdout == wrote, f"{work}: the client has {len(stdout)} bytes, of {len(wrote)}: {stderr}"
+
+    async def _client_process(self, work: Work) -> tuple[int, bytes, str]:
+        """Exit status, stdout and stderr."""
+        pipe = asyncio.subprocess.PIPE
+        command = self.server.client_command("watch", work.name)
+        process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
         try:
             async with asyncio.timeout(WATCH_S):
                 stdout, stderr = await process.communicate()
@@ -256,11 +270,8 @@ class Load:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        self.done["client processes"] += 1
-        wrote = work.written()
-        assert wrote[program.STDOUT].startswith(stdout), f"{work}: the client's stdout is not the job's"
-        if not (work.stopped or work.removed or work.signalled or self.losses):
-            assert stdout == wrote[program.STDOUT], f"{work}: the client has {len(stdout)} bytes: {stderr.decode()}"
+        assert process.returncode is not None
+        return process.returncode, stdout, stderr.decode()
 
     async def _running(self) -> list[pb.JobStatus]:
         request = pb.ListJobsRequest(states=[pb.JOB_STATE_RUNNING], page_size=1000)
