@@ -17,6 +17,7 @@ from telehandler.states import State
 
 API_DEATHS, HELPER_DEATHS = 3, 2
 SOCKET_MESSAGES = 2  # that fit into the socket: the rest waits in the helper's queue
+_EXIT_0 = dict.fromkeys("signal exit_code timed_out oom_kills pids_refused".split(), 0)
 Mail = tuple[Type, int, bool]  # with the api it is from or for, and for WELCOME whether the job is live
 
 
@@ -141,28 +142,24 @@ class Model:
         if world.tracked and world.answered and not world.stopping and world.helper:
             yield world.to(stopping=True).asks(Type.KILL)
         if world.tracked and (world.facts or self.mistake == "no wait"):
-            facts = {"signal": 0, "exit_code": 0, "timed_out": 0, "oom_kills": 0, "pids_refused": 0}
-            done = world if world.record is None else world.records(states.end(facts, world.stopping)[0])
-            yield done.to(tracked=False, ended=True)
+            ended = world.to(tracked=False, ended=True)
+            yield ended if world.record is None else ended.records(states.end(_EXIT_0, world.stopping)[0])
         if world.ended and (world.facts or self.mistake == "no wait") and world.helper:
             yield world.to(ended=False, facts=False).asks(Type.RELEASE)
 
     def hear(self, world: World, kind: Type, api: int, live: bool) -> World:
         if kind is Type.EXITED:  # before WELCOME it is what an api before left; the helper says it again
             return world.to(facts=world.greeted or world.facts or self.mistake == "early EXITED")
-        if api != world.api:
-            return world
-        if kind is Type.STARTED:
+        if api == world.api and kind is Type.STARTED:
             return world.to(started=True)
-        if kind is not Type.WELCOME:
+        if api != world.api or kind is not Type.WELCOME:
             return world
         world = world.to(greeted=True)
         if not live:
             return self.lose(world)
-        if world.record is State.RUNNING:
-            return world.to(tracked=True)
-        if world.record is None:  # the api before died before it made one
-            return world.to(tracked=True) if self.mistake == "no kill" else world.to(tracked=True).asks(Type.KILL)
+        if world.record in (None, State.RUNNING):  # None: the api before died before it made one
+            unknown = world.record is None and self.mistake != "no kill"
+            return world.to(tracked=True).asks(Type.KILL) if unknown else world.to(tracked=True)
         return world.to(ended=True, record=None if self.mistake == "removal" else world.record)
 
     def lose(self, world: World) -> World:
@@ -175,9 +172,8 @@ class Model:
 
 def search(model: Model) -> int:
     """How many worlds there are. Raises AssertionError or ValueError at the first that must not be."""
-    starts = [World(endless=False), World(endless=True)]
-    before: dict[World, list[World]] = {world: [] for world in starts}  # by a step, not by a death
-    waiting, ends = deque(starts), []
+    waiting, ends = deque([World(endless=False), World(endless=True)]), []
+    before: dict[World, list[World]] = {world: [] for world in waiting}  # by a step, not by a death
     while waiting:
         world = waiting.popleft()
         assert world.record is not None or not world.answered, f"the client has a job without a record: {world}"

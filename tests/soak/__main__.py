@@ -20,7 +20,8 @@ from typing import Any
 
 import servers
 from soak import inject, observer
-from soak.load import KEEP_JOBS, Answer, Load
+from soak.calls import Answer
+from soak.load import KEEP_JOBS, Load
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ASK_S = observer.SETTLE_S * 2
@@ -30,6 +31,7 @@ _SAID = (
     "the api died (status -9); starting it again",
     "the root helper has died, and its jobs with it",
     "a new root helper runs",
+    "new connections get the new certificates",
 )
 
 

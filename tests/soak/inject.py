@@ -76,7 +76,7 @@ class Injector:
 
     async def _certs(self) -> None:
         """A new pair of the server's, from the same root, and new connections get it."""
-        await asyncio.to_thread(_renew, self._server.ssl)
+        await asyncio.to_thread(_renew, self._server.ssl, self._server.state.stat().st_uid)
         wanted = _digest((self._server.ssl / "server.pem").read_text())
         end = time.monotonic() + BACK_S
         while await asyncio.to_thread(self._shown) != wanted:
@@ -95,8 +95,8 @@ def _digest(pem: str) -> str:
     return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem[: pem.index("-----END") + 25])).hexdigest()
 
 
-def _renew(directory: Path) -> None:
-    """Each file is whole at every moment; for an instant the two are no pair."""
+def _renew(directory: Path, owner: int) -> None:
+    """A new pair, which the server's user may read. Each file is whole at every moment; the two may be no pair."""
     with tempfile.TemporaryDirectory(dir=directory.parent) as name:
         fresh = Path(name) / "ssl"
         shutil.copytree(directory, fresh)
@@ -104,4 +104,5 @@ def _renew(directory: Path) -> None:
             (fresh / file).unlink()
         subprocess.run([sys.executable, "-m", "telehandler.certs", str(fresh)], cwd=ROOT, check=True)
         for file in ("server-key.pem", "server.pem"):
+            os.chown(fresh / file, owner, -1)
             (fresh / file).rename(directory / file)

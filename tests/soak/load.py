@@ -3,15 +3,14 @@
 import asyncio
 import hashlib
 import random
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
 from servers import Server
 from soak import program
+from soak.calls import AGAIN, CALL_S, Answer, Calls
 
 from telehandler.errors import EXIT_OURS
 from telehandler.pb import telehandler_pb2 as pb
@@ -20,21 +19,9 @@ from telehandler.states import Reason, State
 USERS = 8  # jobs at once
 KEEP_JOBS = 60  # of the server; more ended jobs than this after one, and it may be gone
 ENOUGH = 50  # violations: the rest would say the same
-CALL_S = 60.0  # for one answer, over all tries
 WATCH_S = 180.0
-_PATH = "/telehandler.v1.TelehandlerService/"
 _TEXT = Path(program.__file__).read_text()
-_PAIR = ("client-key.pem", "client.pem", "root.pem")
-_AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # what a client tries again
 _STREAMS = {pb.OUTPUT_STREAM_STDOUT: program.STDOUT, pb.OUTPUT_STREAM_STDERR: program.STDERR}
-
-
-class Answer(Exception):
-    """A call ended with a status that is no OK, and that a client does not try again."""
-
-    def __init__(self, error: grpc.aio.AioRpcError) -> None:
-        super().__init__(f"{error.code().name}: {error.details()}")
-        self.code = error.code()
 
 
 class Work:
@@ -43,7 +30,7 @@ class Work:
     def __init__(self, name: str, kind: str, seed: int, started: int) -> None:
         self.name, self.kind, self.seed, self.started = name, kind, seed, started
         self.stopped = self.removed = self.signalled = False
-        self.faults = 0  # what had been injected when it started
+        self.faults = self.losses = 0  # of all faults, and of helpers, when it was started
 
     def __str__(self) -> str:
         return f"{self.name.rpartition('/')[2]} ({self.kind} {self.seed})"
@@ -56,27 +43,16 @@ class Work:
         return {stream: bytes(data) for stream, data in found.items()}
 
 
-class Load:
-    """All users together. `done` counts operations; `violations` are texts."""
+class Load(Calls):
+    """All users together. `violations` are texts."""
 
     def __init__(self, server: Server, rng: random.Random) -> None:
-        self.server, self.rng = server, rng
-        self.done: Counter[str] = Counter()
+        super().__init__(server)
+        self.rng = rng
         self.violations: list[str] = []
         self.faults = 0  # injected so far: what was under way then may end in more ways
         self.losses = 0  # of the helper, which takes its jobs with it
         self.stopping = asyncio.Event()
-        self.open()
-
-    def open(self) -> None:
-        """A connection of its own."""
-        key, chain, root = ((self.server.ssl / name).read_bytes() for name in _PAIR)
-        credentials = grpc.ssl_channel_credentials(root, key, chain)
-        options = (("grpc.max_reconnect_backoff_ms", 1000), ("grpc.use_local_subchannel_pool", 1))
-        self._channel = grpc.aio.secure_channel(f"localhost:{self.server.port}", credentials, options)
-
-    async def close(self) -> None:
-        await self._channel.close()
 
     async def run(self) -> None:
         """Until `stopping`; then every job is brought to its end."""
@@ -150,10 +126,10 @@ class Load:
 
     async def _start(self, kind: str, seed: int) -> Work:
         argv = [word.encode() for word in ("/usr/bin/python3", "-I", "-S", "-c", _TEXT, kind, str(seed))]
-        faults = self.faults
-        answer = pb.JobResponse.FromString(await self._call(pb.StartJobRequest(argv=argv)))
+        faults, losses = self.faults, self.losses
+        answer = pb.JobResponse.FromString(await self.call(pb.StartJobRequest(argv=argv)))
         work = Work(answer.name, kind, seed, self.done["starts"])
-        work.faults = faults
+        work.faults, work.losses = faults, losses
         self.done["starts"] += 1
         return work
 
@@ -181,7 +157,7 @@ class Load:
         state, reason = State(status.state), Reason(status.reason)
         seen = f"{work}: {state.name} {reason.name} {status.exit_code} {status.signal}"
         assert state is not State.RUNNING, seen
-        lost = self.losses and reason is Reason.LOST
+        lost = self.losses > work.losses and reason is Reason.LOST
         alone = (status.exit_code, status.signal) == program.ending(work.kind, work.seed)
         if not (work.stopped or work.signalled or lost):
             assert alone, seen
@@ -206,7 +182,7 @@ class Load:
         begin, heard = offset, {program.STDOUT: bytearray(), program.STDERR: bytearray()}
         async with asyncio.timeout(WATCH_S):
             while True:
-                call = self._method("WatchJobOutput", stream=True)(
+                call = self.method("WatchJobOutput", stream=True)(
                     pb.WatchJobOutputRequest(name=work.name, offset=offset).SerializeToString()
                 )
                 try:
@@ -222,7 +198,7 @@ class Load:
                 except grpc.aio.AioRpcError as error:
                     if error.code() is grpc.StatusCode.OUT_OF_RANGE:
                         break
-                    if error.code() not in _AGAIN:
+                    if error.code() not in AGAIN:
                         return self._forgive(work, Answer(error))
                     self.done["watches resumed"] += 1
                     await asyncio.sleep(0.1)  # as long as it is not there
@@ -233,7 +209,7 @@ class Load:
     def _check_heard(self, work: Work, begin: int, end: int, heard: dict[int, bytes]) -> None:
         """Two streams arrive in an order of their own, so one from the middle can be told only in jobs with one."""
         wrote = work.written()
-        whole = not (work.stopped or work.removed or work.signalled or self.losses)
+        whole = self._is_whole(work)
         if begin == 0:
             for stream, data in heard.items():
                 assert wrote[stream].startswith(data), f"{work}: heard on stream {stream} what it did not write"
@@ -255,7 +231,7 @@ class Load:
         self.done["client processes"] += 1
         wrote = work.written()[program.STDOUT]
         assert wrote.startswith(stdout), f"{work}: the client's stdout is not the job's"
-        if not (work.stopped or work.removed or work.signalled or self.losses):
+        if self._is_whole(work):
             assert stdout == wrote, f"{work}: the client has {len(stdout)} bytes, of {len(wrote)}: {stderr}"
 
     async def _client_process(self, work: Work) -> tuple[int, bytes, str]:
@@ -275,14 +251,18 @@ class Load:
 
     async def _running(self) -> list[pb.JobStatus]:
         request = pb.ListJobsRequest(states=[pb.JOB_STATE_RUNNING], page_size=1000)
-        return list(pb.ListJobsResponse.FromString(await self._call(request)).jobs)
+        return list(pb.ListJobsResponse.FromString(await self.call(request)).jobs)
 
-    # Calls
+    # What may be
+
+    def _is_whole(self, work: Work) -> bool:
+        """Whether nothing has cut its output short."""
+        return not (work.stopped or work.removed or work.signalled or self.losses > work.losses)
 
     async def _allowing(self, request: Message, work: Work, *codes: grpc.StatusCode) -> bytes | None:
         """The answer; None for a job that may be gone, or a code that is allowed."""
         try:
-            return await self._call(request)
+            return await self.call(request)
         except Answer as answer:
             if answer.code not in codes:
                 self._forgive(work, answer)
@@ -293,24 +273,6 @@ class Load:
         pruned = self.done["starts"] + USERS - work.started >= KEEP_JOBS
         if answer.code is not grpc.StatusCode.NOT_FOUND or not (work.removed or pruned):
             raise AssertionError(f"{work}: {answer}")
-
-    async def _call(self, request: Message) -> bytes:
-        """One answer, asked for again while the api is being started."""
-        name = type(request).__name__.removesuffix("Request")
-        async with asyncio.timeout(CALL_S):
-            while True:
-                try:
-                    answer: bytes = await self._method(name)(request.SerializeToString())
-                    return answer
-                except grpc.aio.AioRpcError as error:
-                    if error.code() not in _AGAIN:
-                        raise Answer(error) from None
-                    self.done["calls again"] += 1
-                    await asyncio.sleep(0.1)  # as long as it is not there
-
-    def _method(self, name: str, stream: bool = False) -> Any:
-        kind: Any = self._channel.unary_stream if stream else self._channel.unary_unary
-        return kind(_PATH + name)
 
 
 def _figures(status: pb.JobStatus) -> dict[int, tuple[int, bytes]]:
