@@ -19,6 +19,7 @@ def watcher(monkeypatch: pytest.MonkeyPatch) -> Observer:
     """An impatient observer, of this process instead of a supervisor."""
     monkeypatch.setattr(observer, "SETTLE_S", 0.0)
     monkeypatch.setattr(observer, "LINGER_S", 0.0)
+    monkeypatch.setattr(observer, "BOUNDS", dict.fromkeys(observer.BOUNDS, (1 << 20, 1 << 20, 1 << 40)))
     watcher = Observer()
     watcher.begin(str(os.getpid()))
     assert not watcher.violations
