@@ -71,7 +71,7 @@ class Injector:
     def _pid(self, name: str) -> int | None:
         try:
             return self._server.children().get(name)
-        except FileNotFoundError:  # a process ended as it was looked at
+        except OSError:  # a process ended as it was looked at
             return None
 
     async def _certs(self) -> None:
