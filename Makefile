@@ -88,6 +88,15 @@ bench: build  ## throughput, latency and memory, beside raw TLS: make bench ARGS
 bench-docs: build  ## the tables and plots of docs/performance.md, from bench/results/2-cores.json
 	$(PYTHON) -m bench.docs $(ARGS)
 
+SOAK_MINUTES := 10
+SOAK_FAULTS := api,hup,helper,certs
+SOAK_SEED :=
+
+.PHONY: soak
+soak: build  ## jobs under random faults, and an observer: make soak SOAK_MINUTES=60
+	$(SUDO) env PYTHONPATH=tests $(PYTHON) -B -m soak --minutes $(SOAK_MINUTES) --faults $(SOAK_FAULTS) \
+	    $(SOAK_SEED:%=--seed %)
+
 .PHONY: lint
 lint: build  ## ruff and mypy --strict
 	$(VENV)/bin/ruff check .

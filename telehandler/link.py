@@ -206,6 +206,8 @@ class HelperLink:
         self._dispatch(message, fds)
 
     def _dispatch(self, message: Message, fds: list[int]) -> None:
+        if message.type is Type.WELCOME:
+            self._exits.clear()  # of before, told to an api before us: the helper says again what is not released
         if message.type is Type.EXITED:
             if not (exited := self.exited(message.fields["handle"])).done():
                 exited.set_result(message.fields)
