@@ -110,6 +110,7 @@ async def _serve(
     await server.stop(await stopped)
     jobs.close()
     records.close()
+    os._exit(0)  # what grpc still has under way would be cancelled, with a traceback each
 
 
 def _settle(stopped: "asyncio.Future[float]", grace_s: float) -> None:

@@ -303,6 +303,7 @@ def test_r19_sighup_upgrades_and_no_job_stops(fresh: Callable[..., Server]) -> N
     output, errors = watcher.communicate(timeout=30)
     assert (watcher.returncode, output) == (5, b"end\n"), errors
     assert "died" not in log(server)
+    assert "Traceback" not in log(server)
     assert works(server)
 
 
