@@ -5,7 +5,7 @@ from typing import Any
 
 LEAST_RANDOM = 0.85  # of raw TLS, at 100 watchers
 LEAST_TEXT = 2.5
-MOST_API_MIB = 200  # for jobs and watchers of the memory part
+MOST_API_MIB = 200
 MOST_IDLE_KIB = 100  # of one idle watcher
 MOST_P50_MS = 1.0
 _AT = 100  # watchers
@@ -25,6 +25,7 @@ def _found(result: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
         if row["watchers"] == _AT:
             yield f"random data to {_AT} watchers, of raw TLS", row["random_to_raw"], LEAST_RANDOM, True
             yield f"text to {_AT} watchers, of raw TLS", row["text_to_raw"], LEAST_TEXT, True
+        yield f"api, fan-out to {row['watchers']:,} watchers, MiB", row["peak_mib"], MOST_API_MIB, False
     if latency := result.get("latency"):
         yield "live latency at p50, ms", latency["p50_ms"], MOST_P50_MS, False
     for row in result.get("idle", []):

@@ -61,4 +61,4 @@ async def _watch(spec: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_watch(json.loads(sys.stdin.readline())))
+    asyncio.run(_watch(json.loads(sys.stdin.readline() or sys.exit(1))))

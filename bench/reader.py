@@ -80,7 +80,7 @@ def read_all(spec: dict[str, Any], connections: list[Connection]) -> dict[str, A
 
 
 def main() -> None:
-    spec = json.loads(sys.stdin.readline())
+    spec = json.loads(sys.stdin.readline() or sys.exit(1))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(spec["root"])

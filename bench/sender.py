@@ -53,7 +53,7 @@ def serve(spec: dict[str, Any], listener: socket.socket, context: ssl.SSLContext
 
 
 def main() -> None:
-    spec = json.loads(sys.stdin.readline())
+    spec = json.loads(sys.stdin.readline() or sys.exit(1))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED

@@ -177,9 +177,9 @@ class Jobs:
         log, live = None, None
         try:
             room.check(self._directory.parent, len(self._starts) - 1)
+            log = self._new_log(record)  # before it runs: what cannot be kept is not started
             if record.request_id and not self._records.begin(record):
                 raise HelperUnavailable("the helper has not answered a start of this request id: it is not known yet")
-            log = self._new_log(record)  # before it runs: what cannot be kept is not started
             live = await _start_by(link, self._order(request, uuids.UUID(record.uuid)), anywhere=not request.cwd)
             record.job_uid, record.start_ns = live.uid, time.time_ns()
             self._records.save(record)

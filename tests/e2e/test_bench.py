@@ -85,8 +85,9 @@ def test_the_document_is_what_the_checked_in_result_says() -> None:
 
 @pytest.mark.parametrize(("found", "holds"), [(0.84, False), (0.85, True)])
 def test_a_bar_that_is_missed_says_so(found: float, holds: bool) -> None:
-    result: dict[str, Any] = {"fanout": [{"watchers": 100, "random_to_raw": found, "text_to_raw": 3.0}]}
-    assert [row["holds"] for row in bars.of(result)] == [holds, True]
+    row = {"watchers": 100, "random_to_raw": found, "text_to_raw": 3.0, "peak_mib": 150.0}
+    result: dict[str, Any] = {"fanout": [row]}
+    assert [row["holds"] for row in bars.of(result)] == [holds, True, True]
     assert ("**no**" in docs.tables({"bars": bars.of(result)})["bars"]) is not holds
 
 

@@ -17,6 +17,7 @@ WALL_CLOCK = {
     "telehandler/cli/watch.py _time_ns": "the time that --since and --until mean",
     "telehandler/check.py _certificates": "how long a certificate is good",
     "telehandler/tls.py _check": "whether a certificate is good",
+    "telehandler/auth.py caller_of": "the same",
     "telehandler/certs.py _check": "the same",
     "telehandler/certs.py _builder": "from when a certificate is good",
 }
