@@ -17,7 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from telehandler.log import CHUNK_BYTES, JobLog, Stream
 from telehandler.pb import telehandler_pb2 as pb
 
-CACHE_BYTES = 32 << 20
+CACHE_BYTES = 16 << 20
 IN_FLIGHT_BYTES = 26 << 20  # of all watchers together, one chunk each: whole chunks for up to a hundred
 LEAST_CHUNK_BYTES = 16 * 1024
 _ZSTD_LEVEL = 1
