@@ -22,9 +22,10 @@ from helper import wire
 from helper.wire import Stage
 from telehandler import helper_process, local, prerequisites
 from telehandler.errors import HelperRefused, TelehandlerError
-from telehandler.jobs import Jobs, Request
+from telehandler.jobs import Jobs
 from telehandler.log import Stream
 from telehandler.prerequisites import Finding
+from telehandler.start import Request
 
 PROBE = Path(__file__).with_name("probe.py")
 CONTROLLERS = {"cpu": "cpu.max", "memory": "memory.max", "io": "io.max", "pids": "pids.max"}

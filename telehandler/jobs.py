@@ -12,45 +12,23 @@ import uuid as uuids
 from collections.abc import Collection, Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakValueDictionary
 
 from helper.wire import Stage
 from telehandler import digest, room, states
-from telehandler.errors import Exhausted, HelperRefused, HelperUnavailable, RequestReused, TelehandlerError
+from telehandler.errors import HelperRefused, HelperUnavailable, RequestReused, TelehandlerError
 from telehandler.link import HelperLink, LiveJob, Order, Unreceived
-from telehandler.log import NO_CAP, Cap, JobLog, LogFull, Stream
+from telehandler.log import Cap, JobLog, LogFull, Stream
 from telehandler.pump import RETRY_S, Pump
 from telehandler.records import Keep, Place, Record, Records
 from telehandler.retention import Retention
+from telehandler.start import DEFAULT_ENV, Request, ask_helper, new_record, told
 from telehandler.states import Reason, State
 
-DEFAULT_ENV = {
-    b"PATH": b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    b"HOME": b"/tmp",
-    b"USER": b"job",
-    b"LANG": b"C.UTF-8",
-    b"TERM": b"dumb",
-}
 _STOP_BY = "stop_by_ns"  # when a stop's grace ends, by the monotonic clock, which all processes share
 DEFAULT_GRACE_S = 10.0
 MAX_GRACE_S = 3600.0
-_MAX_SHOWN = 200  # bytes of a command or directory in a message
-
-
-class Request(NamedTuple):
-    """What a user asks for."""
-
-    owner: str
-    argv: list[bytes]
-    env: dict[bytes, bytes]
-    cwd: bytes  # empty: the server's own where the job may enter it, else /
-    limits: dict[str, int]
-    profile: str
-    log_cap: Cap = NO_CAP
-    log_kill: bool = False  # at the cap, if it does not drop the oldest; else the job waits
-    request_id: str = ""  # starts of one owner with one id are one job's; empty: each is its own
-    request_sha256: str = ""  # hex, tells requests with one id apart
 
 
 class Job:
@@ -173,19 +151,19 @@ class Jobs:
         return _same(await asyncio.shield(starting), request)
 
     async def _start(self, request: Request, link: HelperLink) -> Job:
-        record = _record(request)
+        record = new_record(request)
         log, live = None, None
         try:
             room.check(self._directory.parent, len(self._starts) - 1)
             log = self._new_log(record)  # before it runs: what cannot be kept is not started
             if record.request_id and not self._records.begin(record):
                 raise HelperUnavailable("the helper has not answered a start of this request id: it is not known yet")
-            live = await _start_by(link, self._order(request, uuids.UUID(record.uuid)), anywhere=not request.cwd)
+            live = await ask_helper(link, self._order(request, uuids.UUID(record.uuid)), anywhere=not request.cwd)
             record.job_uid, record.start_ns = live.uid, time.time_ns()
             self._records.save(record)
         except Exception as error:
             await self._unmade(record, log, live, link, error)
-            raise _told(error, request) from None
+            raise told(error, request) from None
         job = Job(record, log)
         self._track(job, log, live, link)
         return job
@@ -416,16 +394,6 @@ def _exited(job: Job) -> "asyncio.Future[dict[str, int] | None]":
     return job.link.exited(job.handle)
 
 
-def _record(request: Request) -> Record:
-    """Of a job that is about to start."""
-    record = Record(str(uuids.uuid4()), request.owner, request.argv, start_ns=time.time_ns())
-    record.request_id, record.request_sha256 = request.request_id, request.request_sha256
-    if request.log_cap.max_bytes:
-        policy = "drop" if request.log_cap.drop_oldest else "kill" if request.log_kill else "block"
-        record.extra |= {"log_max_bytes": str(request.log_cap.max_bytes), "log_policy": policy}
-    return record
-
-
 def _same(job: Job, request: Request) -> Job:
     """The job, unless another request has started it. Raises RequestReused."""
     if job.record.request_sha256 != request.request_sha256:
@@ -440,32 +408,3 @@ def _ended(record: Record) -> Job:
     job = Job(record, None)
     job.ended.set()
     return job
-
-
-async def _start_by(link: HelperLink, order: Order, anywhere: bool) -> LiveJob:
-    """Starts it in /, if `anywhere` will do, where the server's own directory is hidden from jobs."""
-    try:
-        return await link.start(order)
-    except HelperRefused as refused:
-        if refused.stage != Stage.CHDIR or not anywhere:
-            raise
-        return await link.start(order._replace(cwd=b"/"))
-
-
-def _told(error: Exception, request: Request) -> Exception:
-    """What the one who asked for a start is told of its failure."""
-    if isinstance(error, HelperRefused):
-        return _named(error, request)
-    if isinstance(error, sqlite3.OperationalError) or (isinstance(error, OSError) and error.errno in room.ERRORS):
-        text = error.strerror if isinstance(error, OSError) else error
-        return Exhausted(f"the server cannot keep a job in its state directory: {text}")
-    return error
-
-
-def _named(refused: HelperRefused, request: Request) -> HelperRefused:
-    """A refusal that says what the helper, which quotes no user, leaves out: the command or the directory."""
-    word = {Stage.EXEC: request.argv[0], Stage.CHDIR: request.cwd}.get(Stage(refused.stage))
-    if not word:
-        return refused
-    shown = repr(word[:_MAX_SHOWN].decode("utf-8", "backslashreplace"))
-    return HelperRefused(refused.stage, refused.errno, f"{refused}: {shown}")

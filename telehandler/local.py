@@ -11,10 +11,11 @@ from typing import TypeVar
 from helper.wire import Stage
 from telehandler import helper_process, terminal
 from telehandler.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, HelperRefused
-from telehandler.jobs import Job, Jobs, Request
+from telehandler.jobs import Job, Jobs
 from telehandler.link import HelperLink
 from telehandler.log import CHUNK_BYTES, Stream
 from telehandler.records import Records
+from telehandler.start import Request
 
 _ENOENT, _ENOTDIR = 2, 20
 T = TypeVar("T")

@@ -1,54 +1,28 @@
 """The RPCs: requests checked and authorised, jobs called, answers made. One handler for each RPC."""
 
 import asyncio
-import hashlib
-import os
-import re
 import signal
-import sqlite3
-import sys
-import traceback
 import uuid as uuids
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from helper.wire import LIMITS, MAX_COUNT, MAX_SIGNAL, MAX_STRING, Stage
-from telehandler import bounds, pages, room, watch
+from telehandler import answers, asked, bounds, pages, watch
 from telehandler import jobs as core
+from telehandler.answers import Context
+from telehandler.asked import Refusal
 from telehandler.auth import AuthError, Caller, caller_of
-from telehandler.errors import Exhausted, HelperRefused, RequestReused, TelehandlerError
-from telehandler.jobs import Job, Jobs, Request
-from telehandler.log import Cap, JobLog, Stream
+from telehandler.jobs import Job, Jobs
 from telehandler.pb import telehandler_pb2 as pb
-from telehandler.states import State
 from telehandler.tls import TLS_VERSION
 
 SERVICE = "telehandler.v1.TelehandlerService"
 ORIGINAL_SERVICE = "drrev.telehandler.foreman.v1alpha1.ForemanService"
-_MAX_SECONDS = 253_402_300_799  # of a time, either way: the last one of the year 9999
 _NO_JOB = "no such job, or not yours"
-_CODES = {
-    Stage.REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
-    Stage.POLICY: grpc.StatusCode.INVALID_ARGUMENT,
-    Stage.CAPACITY: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    Stage.NO_SUCH_JOB: grpc.StatusCode.FAILED_PRECONDITION,
-}
-_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
-Context = grpc.aio.ServicerContext[Any, Any]
-
-
-class Refusal(Exception):
-    """Ends a call with a status."""
-
-    def __init__(self, code: grpc.StatusCode, text: str) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 class Service:
@@ -94,15 +68,15 @@ class Service:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the parent must be users/{user}, or empty")
         if owner != caller.name:
             raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "a job's parent must be its caller")
-        wanted = _request(request, owner)
+        wanted = asked.start_request(request, owner)
         if request.validate_only:
             return pb.JobResponse(sandbox=await self._jobs.check(wanted))
         job = await self._jobs.start(wanted)
-        return pb.JobResponse(name=job.record.name, uid=job.record.uuid, state=_state(job))
+        return pb.JobResponse(name=job.record.name, uid=job.record.uuid, state=answers.state(job))
 
     async def stop_job(self, request: pb.StopJobRequest, caller: Caller, context: Context) -> Empty:
         job = self._find(request.name, caller)
-        number = _signal(request.signal or 15)
+        number = asked.signal_number(request.signal or 15)
         grace = core.DEFAULT_GRACE_S
         if request.HasField("grace"):
             grace = request.grace.seconds + request.grace.nanos / 1e9
@@ -112,7 +86,7 @@ class Service:
         return Empty()
 
     async def list_jobs(self, request: pb.ListJobsRequest, caller: Caller, context: Context) -> pb.ListJobsResponse:
-        query = pages.Query(_owner(request.parent, caller), _states(request.states))
+        query = pages.Query(asked.owner(request.parent, caller), asked.states(request.states))
         if request.page_size < 0:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the page size must not be negative")
         size = min(request.page_size or pages.DEFAULT_PAGE_SIZE, pages.MAX_PAGE_SIZE)
@@ -123,7 +97,7 @@ class Service:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text) from None
         jobs, more = self._jobs.list_jobs(query.owner, query.states, after, size)
         token = pages.pack(query, jobs[-1].record.place) if more else ""
-        return pb.ListJobsResponse(jobs=[_status(job) for job in jobs], next_page_token=token)
+        return pb.ListJobsResponse(jobs=[answers.status(job) for job in jobs], next_page_token=token)
 
     async def delete_job(self, request: pb.DeleteJobRequest, caller: Caller, context: Context) -> Empty:
         job = self._find(request.name, caller)
@@ -139,11 +113,11 @@ class Service:
         if request.wait:
             await job.ended.wait()
         context.set_trailing_metadata((("telehandler-detail", job.record.extra.get("log_error", "")),))
-        return _status(job)
+        return answers.status(job)
 
     async def signal_job(self, request: pb.SignalJobRequest, caller: Caller, context: Context) -> Empty:
         job = self._find(request.name, caller)
-        number = _signal(request.signal)
+        number = asked.signal_number(request.signal)
         if job.ended.is_set():
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "the job has ended")
         await self._jobs.signal(job, number)
@@ -154,12 +128,12 @@ class Service:
         log = self._jobs.open_log(job)
         self._chunks.watchers += 1
         try:
-            wish = await _wish(request, log)
+            wish = await asked.wish(request, log)
             async for message in watch.messages(log, self._chunks, wish):
                 await context.write(message)
             if log.ended:
                 await job.ended.wait()
-                context.set_trailing_metadata(_end_metadata(job))
+                context.set_trailing_metadata(answers.end_metadata(job))
         finally:
             self._chunks.watchers -= 1
             log.release()
@@ -211,7 +185,7 @@ class Service:
                 async with asyncio.timeout(_handling_s(request)):
                     return await handler(request, self._admit(context), context)
             except Exception as error:
-                await _abort(context, error)
+                await answers.abort(context, error)
 
         return call
 
@@ -222,173 +196,3 @@ def _handling_s(request: Any) -> float | None:
         return None
     grace_s = float(request.grace.seconds) if request.DESCRIPTOR.name == "StopJobRequest" else 0
     return bounds.HANDLING_TIMEOUT_S + min(max(grace_s, 0), core.MAX_GRACE_S)
-
-
-async def _abort(context: Context, error: Exception) -> None:
-    if isinstance(error, TimeoutError):
-        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the server did not get it done in time: ask again")
-    if isinstance(error, Refusal):
-        await context.abort(error.code, str(error))
-    if isinstance(error, HelperRefused):
-        code = _CODES.get(Stage(error.stage), grpc.StatusCode.FAILED_PRECONDITION)
-        text = str(error)
-        if error.errno in room.ERRORS and error.stage != Stage.CAPACITY:
-            code, text = grpc.StatusCode.RESOURCE_EXHAUSTED, f"the helper cannot start a job now: {error}"
-        stage = Stage(error.stage).name.lower()
-        await context.abort(code, text, (("telehandler-stage", stage), ("telehandler-errno", str(error.errno))))
-    if isinstance(error, RequestReused):
-        await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
-    if isinstance(error, Exhausted):
-        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-    if isinstance(error, TelehandlerError):
-        await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-    if isinstance(error, OSError) and error.errno in room.ERRORS:
-        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"not now: {os.strerror(error.errno)}")
-    if isinstance(error, sqlite3.OperationalError):  # its text is sqlite's own
-        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the server's records take no more: {error}")
-    # Unforeseen. Its text may hold paths or what a user sent: the log gets only its place, the client nothing.
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    print(f"telehandler: {type(error).__name__} at {frame.filename}:{frame.lineno}", file=sys.stderr, flush=True)
-    await context.abort(grpc.StatusCode.INTERNAL, "an internal error: the server's log has it")
-
-
-def _request(request: pb.StartJobRequest, owner: str) -> Request:
-    """What the helper takes; what it would treat as a violation is refused here, with a reason."""
-    if request.argv and (request.command or request.args):
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "argv goes without command and args")
-    argv: list[bytes] = list(request.argv) or [text.encode() for text in (request.command, *request.args)]
-    env = {name.encode(): value for name, value in request.env.items()}
-    cwd = request.working_directory.encode()
-    if not argv[0]:
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "no command: say what to run")
-    if cwd and not cwd.startswith(b"/"):
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the working directory must be an absolute path")
-    if any(not name or b"=" in name for name in env):
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a variable's name must not be empty or contain '='")
-    texts = [*argv, *env, *env.values(), cwd, request.profile.encode()]
-    if any(b"\0" in text or len(text) > MAX_STRING // 2 for text in texts):
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"an argument has a NUL byte or over {MAX_STRING // 2} bytes")
-    if len(argv) > MAX_COUNT or len(env) > MAX_COUNT - len(core.DEFAULT_ENV):
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"over {MAX_COUNT} arguments or variables")
-    limits = {name: getattr(request.limits, name) for name in LIMITS.split()}
-    if request.log_policy not in pb.LogPolicy.values():
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"log policies are: {', '.join(pb.LogPolicy.keys())}")
-    cap = Cap(request.log_max_bytes, request.log_policy == pb.LOG_POLICY_DROP_OLDEST)
-    if request.log_policy and not cap.max_bytes:
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a log policy needs a cap, log_max_bytes")
-    kill = request.log_policy == pb.LOG_POLICY_KILL
-    identity = _identity(request, owner) if request.request_id else ("", "")
-    return Request(owner, argv, env, cwd, limits, request.profile, cap, kill, *identity)
-
-
-def _identity(request: pb.StartJobRequest, owner: str) -> tuple[str, str]:
-    """The request id in its one form, and a digest of all the rest, which must be the same with the same id."""
-    if not _UUID.fullmatch(request.request_id) or not uuids.UUID(request.request_id).int:
-        text = "a request id is a UUID, such as 4f1c2a9e-0b1d-4c52-9d0a-3f6f1f5b7a10, and not all zeros"
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text)
-    rest = pb.StartJobRequest()
-    rest.CopyFrom(request)
-    rest.request_id, rest.parent = "", f"users/{owner}"
-    return request.request_id.lower(), hashlib.sha256(rest.SerializeToString(deterministic=True)).hexdigest()
-
-
-async def _wish(request: pb.WatchJobOutputRequest, log: JobLog) -> watch.Wish:
-    """Where to begin, and what to send."""
-    if request.stream not in (0, *Stream):
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a stream is stdout, stderr, or unspecified for both")
-    stream = Stream(request.stream) if request.stream else None
-    since_ns, until_ns = _nanoseconds(request.since), _nanoseconds(request.until)
-    offset = request.offset
-    if request.HasField("tail_lines"):
-        if offset or since_ns:
-            raise Refusal(
-                grpc.StatusCode.INVALID_ARGUMENT, "the last lines go without an offset and a time to begin at"
-            )
-        if request.tail_lines > bounds.MAX_TAIL_LINES:
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"at most the last {bounds.MAX_TAIL_LINES} lines")
-        offset = log.size
-        if request.tail_lines:
-            offset = await asyncio.to_thread(log.tail, request.tail_lines, stream)
-    elif since_ns:
-        offset = max(offset, log.at_time(since_ns))
-    if offset > log.size:
-        text = f"offset {offset} is beyond the output, which has {log.size} bytes{'' if log.ended else ' so far'}"
-        raise Refusal(grpc.StatusCode.OUT_OF_RANGE, text)
-    return watch.Wish(offset, not request.no_follow, stream, until_ns, request.accept_zstd, request.exact_times)
-
-
-def _nanoseconds(time: Timestamp) -> int:
-    """Since the epoch; 0 for none."""
-    if not -_MAX_SECONDS <= time.seconds <= _MAX_SECONDS or not 0 <= time.nanos < 1_000_000_000:
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a time has from 0001 to 9999 as its year and nanos from 0 up")
-    return time.seconds * 1_000_000_000 + time.nanos
-
-
-def _owner(parent: str, caller: Caller) -> str | None:
-    """Whose jobs are to be listed; None: everybody's."""
-    user = parent.removeprefix("users/")
-    if parent and (user == parent or not user or "/" in user):
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the parent must be users/{user}, users/-, or empty")
-    if not parent:
-        return caller.name
-    if user == "-" and caller.admin:  # AIP-159
-        return None
-    if user == "-" or not caller.may_see(user):
-        raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "the jobs of others are for admins to list")
-    return user
-
-
-def _states(numbers: Iterable[int]) -> frozenset[State]:
-    try:
-        return frozenset(State(number) for number in numbers)
-    except ValueError:
-        text = f"states are: {', '.join(pb.JobState.Name(state) for state in State)}"
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text) from None
-
-
-def _signal(number: int) -> int:
-    if not 1 <= number <= MAX_SIGNAL:
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"a signal is a number from 1 to {MAX_SIGNAL}")
-    return number
-
-
-def _state(job: Job) -> str:
-    return pb.JobState.Name(job.record.state)
-
-
-def _end_metadata(job: Job) -> tuple[tuple[str, str], ...]:
-    record = job.record
-    return (
-        ("telehandler-state", record.state.name.lower()),
-        ("telehandler-reason", record.reason.name.lower()),
-        ("telehandler-exit-code", str(record.exit_code)),
-        ("telehandler-signal", str(record.signal)),
-        ("telehandler-detail", record.extra.get("log_error", "")),
-    )
-
-
-def _status(job: Job) -> pb.JobStatus:
-    record = job.record
-    status = pb.JobStatus(
-        name=record.name,
-        state=_state(job),
-        exit_code=record.exit_code,
-        owner=record.owner,
-        argv=record.argv,
-        reason=pb.JobReason.Name(record.reason),
-        signal=record.signal,
-        stdout_bytes=record.stdout_bytes,
-        stderr_bytes=record.stderr_bytes,
-        job_uid=record.job_uid,
-        cpu_usec=record.cpu_usec,
-        memory_peak_bytes=record.memory_peak_bytes,
-        stdout_sha256=bytes.fromhex(record.stdout_sha256),
-        stderr_sha256=bytes.fromhex(record.stderr_sha256),
-        dropped_bytes=job.log.floor if job.log else record.dropped_bytes,
-    )
-    if job.log:
-        status.stdout_bytes, status.stderr_bytes = job.log.sizes.values()
-    status.start_time.FromNanoseconds(record.start_ns)
-    if record.state is not State.RUNNING:
-        status.end_time.FromNanoseconds(record.end_ns)
-    return status

@@ -24,7 +24,7 @@ def command(context: click.Context, /, cgroup_root: str | None, helper_policy: s
     options.check_command(given["command"], context)
     limits = words.limits(given)
     from telehandler import local
-    from telehandler.jobs import Request
+    from telehandler.start import Request
 
     request = Request(
         owner="local",

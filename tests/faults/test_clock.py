@@ -9,7 +9,7 @@ from servers import ROOT
 # Every place where the product reads the wall clock, and what it is there.
 WALL_CLOCK = {
     "telehandler/jobs.py _start": "when a job began, for its record",
-    "telehandler/jobs.py _record": "the same, until it is known to run",
+    "telehandler/start.py new_record": "the same, until it is known to run",
     "telehandler/jobs.py _end": "when it ended",
     "telehandler/log.py splice": "when output arrived",
     "telehandler/retention.py prune": "the age of an ended job, which may have ended under another server",
