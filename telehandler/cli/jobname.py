@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import uuid as uuids
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -65,6 +64,8 @@ def _read(jidfile: str) -> str:
 
 
 def _is_uuid(text: str) -> bool:
+    import uuid as uuids  # which run does without
+
     try:
         uuids.UUID(text)
     except ValueError:
