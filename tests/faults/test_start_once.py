@@ -163,7 +163,8 @@ def test_r20_a_client_that_dies_before_the_answer(own: Server, ssl: Path) -> Non
 
 
 def run_detached(server: Server, seconds: str) -> "subprocess.Popen[bytes]":
-    command = server.client_command("run", "--detach", "--", "sh", "-c", f"exec sleep {seconds}")
+    """In /: the server's own directory may be hidden from jobs, and then the helper is asked twice."""
+    command = server.client_command("run", "--detach", "-w", "/", "--", "sh", "-c", f"exec sleep {seconds}")
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -218,7 +219,7 @@ def test_r20_without_an_id_a_job_that_nobody_knows_of_is_ended(own: Server, ssl:
     api, helper = (own.children()[name] for name in ("api", "helper"))
     with Caller(own, ssl / "client") as owner:
         with stopped(helper):
-            call = owner.begin(START, pb.StartJobRequest(argv=[b"sleep", b"30.00001"]))
+            call = owner.begin(START, pb.StartJobRequest(argv=[b"sleep", b"30.00001"], working_directory="/"))
             wait_until("the api waits", lambda: received(own))
             os.kill(api, signal.SIGSTOP)
         wait_until("the job runs", lambda: sleeping("30.00001"))
