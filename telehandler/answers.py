@@ -12,7 +12,7 @@ import grpc.aio
 from helper.wire import Stage
 from telehandler import room
 from telehandler.asked import Refusal
-from telehandler.errors import Exhausted, HelperRefused, RequestReused, TelehandlerError
+from telehandler.errors import Exhausted, HelperRefused, RequestReused, ServerEnding, TelehandlerError
 from telehandler.jobs import Job
 from telehandler.pb import telehandler_pb2 as pb
 from telehandler.states import State
@@ -39,6 +39,8 @@ async def abort(context: Context, error: Exception) -> None:
             code, text = grpc.StatusCode.RESOURCE_EXHAUSTED, f"the helper cannot start a job now: {error}"
         stage = Stage(error.stage).name.lower()
         await context.abort(code, text, (("telehandler-stage", stage), ("telehandler-errno", str(error.errno))))
+    if isinstance(error, ServerEnding):
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
     if isinstance(error, RequestReused):
         await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
     if isinstance(error, Exhausted):

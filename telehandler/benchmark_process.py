@@ -15,6 +15,7 @@ import sys
 import time
 from typing import IO, TYPE_CHECKING, Any
 
+from telehandler import bounds
 from telehandler.pem import read_pair
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are not ours: errors become one of ours
@@ -32,7 +33,7 @@ COUNTER = struct.Struct("<Q")
 CONNECT_S = 30.0
 _WATCH = "/telehandler.v1.TelehandlerService/WatchJobOutput"
 # Without this grpc would put all watchers of one process on one connection.
-_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.keepalive_time_ms", 30_000))
+_OPTIONS = (("grpc.use_local_subchannel_pool", 1), *bounds.KEEPALIVE)
 _STDERR = 2
 _DECOMPRESSOR = zstandard.ZstdDecompressor()
 

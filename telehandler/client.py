@@ -12,7 +12,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are not ours: e
 import grpc
 
 from telehandler import bounds
-from telehandler.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, ServerSilent, ServerUnavailable, TelehandlerError
+from telehandler.errors import ServerSilent, ServerUnavailable, TelehandlerError, not_executed
 from telehandler.pem import read_pair
 from telehandler.retries import Retries
 
@@ -26,7 +26,6 @@ MAX_CHUNK_BYTES = 4 << 20  # of a message, uncompressed
 PAGE_SIZE = 1000  # the server's most
 _SERVICE = "/telehandler.v1.TelehandlerService/"
 _EXEC = "exec"  # the name of helper.wire's stage
-_ENOENT, _ENOTDIR = 2, 20
 _NEVER_SENT = "failed to connect to all addresses"  # what grpc's text of a call that met no server begins with
 _AGAIN = "connecting again in {pause}; the job is untouched"
 _OPTIONS = (
@@ -220,8 +219,7 @@ class Client:
         failure = TelehandlerError(text or code.name.lower())
         metadata = {key: str(value) for key, value in error.trailing_metadata() or ()}
         if metadata.get("telehandler-stage") == _EXEC:
-            missing = int(metadata.get("telehandler-errno", "0")) in (_ENOENT, _ENOTDIR)
-            failure.exit_code = EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
+            failure.exit_code = not_executed(int(metadata.get("telehandler-errno", "0")))
         return failure
 
 

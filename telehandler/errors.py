@@ -1,9 +1,16 @@
 """What can go wrong towards a user: one tree, each with its exit code and a message of cause and remedy."""
 
+import errno
+
 EXIT_TIMEOUT = 124
 EXIT_OURS = 125
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
+
+
+def not_executed(number: int) -> int:
+    """The exit code for a command whose exec failed with this errno, as a shell has it."""
+    return EXIT_NOT_FOUND if number in (errno.ENOENT, errno.ENOTDIR) else EXIT_NOT_EXECUTABLE
 
 
 class TelehandlerError(Exception):
@@ -26,6 +33,10 @@ class ServerSilent(ServerUnavailable):
     """The server did not answer within a call's time."""
 
     sent = True
+
+
+class ServerEnding(TelehandlerError):
+    """The server waits for its jobs to end, and starts no more: to ask again at once is no use."""
 
 
 class RequestReused(TelehandlerError):

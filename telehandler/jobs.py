@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 from helper.wire import Stage
 from telehandler import digest, room, states
-from telehandler.errors import HelperRefused, HelperUnavailable, RequestReused, TelehandlerError
+from telehandler.errors import HelperRefused, HelperUnavailable, RequestReused, ServerEnding, TelehandlerError
 from telehandler.link import HelperLink, LiveJob, Order, Unreceived
 from telehandler.log import Cap, JobLog, LogFull, Stream
 from telehandler.pump import RETRY_S, Pump
@@ -132,7 +132,7 @@ class Jobs:
         """A running job, or the one that this request id has started already.
 
         A caller who is cancelled does not cancel it. Raises HelperRefused, HelperUnavailable,
-        RequestReused, or Exhausted where it could not be kept.
+        ServerEnding, RequestReused, or Exhausted where it could not be kept.
         """
         key = request.owner, request.request_id
         starting = self._starting.get(key)
@@ -140,7 +140,7 @@ class Jobs:
             if request.request_id and (record := self._records.of_request(*key)):
                 return _same(self._jobs.get(record.uuid) or _ended(record), request)
             if self._ending:
-                raise HelperUnavailable("the server is ending, and starts no more jobs")
+                raise ServerEnding("the server is ending, and starts no more jobs: try again when it is back")
             starting = asyncio.get_running_loop().create_task(self._start(request, self._link))
             self._starts.add(starting)
             starting.add_done_callback(self._starts.discard)

@@ -8,7 +8,6 @@ import asyncio
 import errno
 import secrets
 import socket
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from helper import wire
@@ -73,10 +72,9 @@ class HelperLink:
         self._hello_id = -1
         self._greeted = self.closed = False
         self.lost = False  # closed by the helper's end
-        self._gone = asyncio.Event()
+        self.gone = asyncio.Event()  # closed, and the helper's last words heard
         self._sending = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.on_closed: Callable[[], None] = lambda: None
         sock.setblocking(False)
         self._loop.add_reader(sock, self._receive)
 
@@ -148,7 +146,7 @@ class HelperLink:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(HelperUnavailable(GONE))
-        self._gone.set()
+        self.gone.set()
 
     async def _call(self, kind: Type, **fields: Any) -> tuple[Message, list[int]]:
         if self.closed:
@@ -168,7 +166,7 @@ class HelperLink:
                     await self._loop.sock_sendall(self._sock, datagram)
                 reply = message, fds = await future
         except ConnectionError:
-            await self._gone.wait()  # EOF comes behind what the helper had still sent
+            await self.gone.wait()  # EOF comes behind what the helper had still sent
             raise HelperUnavailable(GONE) from None
         except (TimeoutError, OSError) as error:
             if isinstance(error, OSError) and error.errno in _PASSING:
@@ -244,7 +242,6 @@ class HelperLink:
         for exited in self._exits.values():
             if not exited.done():
                 exited.set_result(None)
-        self.on_closed()
 
 
 def _out_of_fds(message: Message, fds: list[int]) -> bool:

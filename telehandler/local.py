@@ -10,14 +10,13 @@ from typing import TypeVar
 
 from helper.wire import Stage
 from telehandler import helper_process, terminal
-from telehandler.errors import EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND, HelperRefused
+from telehandler.errors import HelperRefused, not_executed
 from telehandler.jobs import Job, Jobs
 from telehandler.link import HelperLink
 from telehandler.log import CHUNK_BYTES, Stream
 from telehandler.records import Records
 from telehandler.start import Request
 
-_ENOENT, _ENOTDIR = 2, 20
 T = TypeVar("T")
 
 
@@ -27,8 +26,7 @@ def run(request: Request, cgroup_root: str | None, policy: str | None) -> int:
         return with_jobs(cgroup_root, policy, lambda jobs: _run(request, jobs))
     except HelperRefused as refused:
         if refused.stage == Stage.EXEC:
-            missing = refused.errno in (_ENOENT, _ENOTDIR)
-            refused.exit_code = EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE
+            refused.exit_code = not_executed(refused.errno)
         raise
 
 

@@ -225,8 +225,6 @@ def test_r15_fds_that_do_not_fit_end_one_start_not_the_link(room: int) -> None:
     async def run() -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         link = HelperLink(ours)
-        closed = asyncio.Event()
-        link.on_closed = closed.set
         start = asyncio.create_task(link.start(Order(bytes(16), "", b"", [b"x"], [], {})))
         theirs.setblocking(False)
         loop = asyncio.get_running_loop()
@@ -248,7 +246,7 @@ def test_r15_fds_that_do_not_fit_end_one_start_not_the_link(room: int) -> None:
                 os.close(fd)
         assert raised.value.handle == 77
         assert sorted(os.listdir("/proc/self/fd")) == before
-        assert not closed.is_set()
+        assert not link.closed
         kill = asyncio.create_task(link.kill(77))
         request = wire.unpack(await loop.sock_recv(theirs, wire.MAX_MESSAGE))
         assert (request.type, request.fields["handle"]) == (Type.KILL, 77)

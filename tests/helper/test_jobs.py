@@ -148,7 +148,8 @@ def test_a_killed_helper_takes_its_jobs_along_and_the_next_one_sweeps(policy: Pa
         first.process.kill()
         first.end()
         wait_until("the jobs died with it", lambda: not [pid for pid in pids if alive(pid)])
-        assert first.cgroup.exists()
+        (job,) = first.cgroup.glob("job-*")
+        (job / "below" / "deeper" / "deepest").mkdir(parents=True)  # removed from the deepest up
         with Helper(policy) as second:
             assert not first.cgroup.exists()
             with Helper(policy):  # a live one's is left alone

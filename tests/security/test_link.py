@@ -60,14 +60,12 @@ def _start(link: HelperLink) -> "asyncio.Task[Any]":
 )
 def test_s3_a_wrong_count_of_fds_closes_all_and_ends_the_link(announced: int, passed: int) -> None:
     async def test(link: HelperLink, theirs: socket.socket) -> None:
-        lost = asyncio.Event()
-        link.on_closed = lost.set
         before = sorted(os.listdir("/proc/self/fd"))
         task = _start(link)
         _answer(theirs, _started(await _asked(theirs), announced), passed)
         with pytest.raises(HelperUnavailable):
             await task
-        assert lost.is_set()
+        assert link.lost
         after = sorted(os.listdir("/proc/self/fd"))
         assert len(after) == len(before) - 1  # the link's own socket
         with pytest.raises(HelperUnavailable):
@@ -83,11 +81,9 @@ def test_s3_a_wrong_count_of_fds_closes_all_and_ends_the_link(announced: int, pa
 )  # fmt: skip
 def test_s3_fds_with_a_message_that_has_none_are_closed(datagram: bytes) -> None:
     async def test(link: HelperLink, theirs: socket.socket) -> None:
-        lost = asyncio.Event()
-        link.on_closed = lost.set
         before = len(os.listdir("/proc/self/fd"))
         _answer(theirs, datagram, 3)
-        await asyncio.wait_for(lost.wait(), 10)
+        await asyncio.wait_for(link.gone.wait(), 10)
         assert len(os.listdir("/proc/self/fd")) == before - 1
 
     _with_peer(test)

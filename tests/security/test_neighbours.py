@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from driver import ENV, PRELUDE, PYTHON, Helper, read_line
-from servers import Server, cgroup_root, policy_text, wait_until, write_policy
+from servers import Server, cgroup_root, policy_text, write_policy
 
 from helper.wire import Type
 
@@ -99,12 +99,11 @@ def test_s27_the_keyring_is_the_jobs_own_and_empty(policy: Path) -> None:
             done = subprocess.run(["cat", "/proc/keys"], capture_output=True, text=True, check=True, **options)
             return str(done.stdout)
 
-        def own() -> list[str]:
-            lines = [line for line in keys().splitlines() if f" {job.uid} " in line and "_ses" in line]
-            return [line.rpartition("_ses: ")[2] for line in lines]
-
+        seen = [line for line in keys().splitlines() if f" {job.uid} " in line]
+        sessions = [line for line in seen if " _ses: " in line]
         # That of a job before, of the same uid, may not be collected yet.
-        wait_until("it has one keyring, which is empty", lambda: own() == ["empty"])
+        assert sessions, seen
+        assert all(line.endswith("_ses: empty") for line in sessions), seen
         assert "telehandler-test" not in keys()
         helper.ask(Type.KILL, handle=job.handle)
         helper.finish(job)
