@@ -4,9 +4,11 @@ import array
 import fcntl
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 
 import pytest
+from held import copies
 
 from telehandler import control
 from telehandler.errors import TelehandlerError
@@ -19,10 +21,6 @@ def pair() -> Iterator[Pair]:
     ours, theirs = control.pair()
     with ours, theirs:
         yield ours, theirs
-
-
-def fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def test_messages_and_their_end(pair: Pair) -> None:
@@ -61,12 +59,12 @@ def test_messages_and_their_end(pair: Pair) -> None:
     ],
 )
 def test_what_is_no_message_is_refused(pair: Pair, datagram: bytes, passed: int) -> None:
-    before = fds()
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [2] * passed).tobytes())] if passed else []
-    pair[0].sendmsg([datagram], rights)
-    with pytest.raises(TelehandlerError, match="no message"):
-        control.receive(pair[1])
-    assert fds() == before
+    with tempfile.TemporaryFile() as file:
+        fds = array.array("i", [file.fileno()] * passed).tobytes()
+        pair[0].sendmsg([datagram], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if passed else [])
+        with pytest.raises(TelehandlerError, match="no message"):
+            control.receive(pair[1])
+        assert copies(file.fileno()) == 1
 
 
 def test_a_message_over_the_bound_is_not_sent(pair: Pair) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from held import copies
 
 from helper import wire
 from helper.wire import Type
@@ -16,6 +17,7 @@ from telehandler.errors import HelperUnavailable
 from telehandler.link import HelperLink, Order
 
 _DONE = wire.pack(Type.DONE, 1)
+_PASSED = os.memfd_create("telehandler-test")  # each fd that is passed is of this file, and no other is
 
 
 def _with_peer(test: Callable[[HelperLink, socket.socket], Any]) -> None:
@@ -37,7 +39,7 @@ def _with_peer(test: Callable[[HelperLink, socket.socket], Any]) -> None:
 def _answer(
     theirs: socket.socket, datagram: bytes, fds: int, extra: list[tuple[int, int, bytes]] | None = None
 ) -> None:
-    passed = array.array("i", [2] * fds)
+    passed = array.array("i", [_PASSED] * fds)
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed.tobytes())] if fds else []
     theirs.sendmsg([datagram], rights)
 
@@ -60,14 +62,12 @@ def _start(link: HelperLink) -> "asyncio.Task[Any]":
 )
 def test_s3_a_wrong_count_of_fds_closes_all_and_ends_the_link(announced: int, passed: int) -> None:
     async def test(link: HelperLink, theirs: socket.socket) -> None:
-        before = sorted(os.listdir("/proc/self/fd"))
         task = _start(link)
         _answer(theirs, _started(await _asked(theirs), announced), passed)
         with pytest.raises(HelperUnavailable):
             await task
         assert link.lost
-        after = sorted(os.listdir("/proc/self/fd"))
-        assert len(after) == len(before) - 1  # the link's own socket
+        assert copies(_PASSED) == 1
         with pytest.raises(HelperUnavailable):
             await link.kill(1)
 
@@ -81,10 +81,10 @@ def test_s3_a_wrong_count_of_fds_closes_all_and_ends_the_link(announced: int, pa
 )  # fmt: skip
 def test_s3_fds_with_a_message_that_has_none_are_closed(datagram: bytes) -> None:
     async def test(link: HelperLink, theirs: socket.socket) -> None:
-        before = len(os.listdir("/proc/self/fd"))
         _answer(theirs, datagram, 3)
         await asyncio.wait_for(link.gone.wait(), 10)
-        assert len(os.listdir("/proc/self/fd")) == before - 1
+        assert copies(_PASSED) == 1
+        assert link.lost
 
     _with_peer(test)
 
@@ -96,6 +96,7 @@ def test_s3_three_fds_are_received_and_close_on_exec() -> None:
         job = await task
         fds = [job.stdout_fd, job.stderr_fd, job.cgroup_fd]
         assert len(set(fds)) == 3
+        assert copies(_PASSED) == 4
         assert all(fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC for fd in fds)
         for fd in fds:
             os.close(fd)
@@ -107,7 +108,6 @@ def test_s3_fds_for_nobody_are_closed_and_nothing_grows() -> None:
     """Replies to requests that were never made, or that an api before this one made: the link lives on."""
 
     async def test(link: HelperLink, theirs: socket.socket) -> None:
-        before = len(os.listdir("/proc/self/fd"))
         for number in range(2000):
             while True:
                 try:
@@ -118,7 +118,7 @@ def test_s3_fds_for_nobody_are_closed_and_nothing_grows() -> None:
         facts = dict.fromkeys(wire.LAYOUT[Type.EXITED][1].split(), 0)
         await asyncio.get_running_loop().sock_sendall(theirs, wire.pack(Type.EXITED, 0, **facts))
         await asyncio.wait_for(link.exited(0), 10)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert copies(_PASSED) == 1
 
     _with_peer(test)
 
@@ -136,7 +136,6 @@ def test_s3_what_an_api_before_left_in_the_socket_is_told_apart() -> None:
     """Its ADOPTs and STARTED, and ends of jobs that are known and that are not: no fd stays, nothing is mixed up."""
 
     async def test(link: HelperLink, theirs: socket.socket) -> None:
-        before = len(os.listdir("/proc/self/fd"))
         _answer(theirs, _adopt(77, 1), 3)  # of an older HELLO
         _answer(theirs, _started(78, 3), 3)
         _answer(theirs, _exited(5, 1), 0)
@@ -160,14 +159,13 @@ def test_s3_what_an_api_before_left_in_the_socket_is_told_apart() -> None:
             theirs.recv(wire.MAX_MESSAGE)
         for _, live in adopted:
             live.close()
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert copies(_PASSED) == 1
 
     _with_peer(test)
 
 
 def test_s3_a_helper_that_dies_while_it_hands_over_leaves_no_fd() -> None:
     async def test(link: HelperLink, theirs: socket.socket) -> None:
-        before = len(os.listdir("/proc/self/fd"))
         hello = asyncio.create_task(link.hello())
         request = await _asked(theirs)
         welcome: dict[str, Any] = {"live_jobs": 2, "max_jobs": 9, "missing_controllers": [], "profiles": [b"host"]}
@@ -177,7 +175,7 @@ def test_s3_a_helper_that_dies_while_it_hands_over_leaves_no_fd() -> None:
         with pytest.raises(HelperUnavailable):
             await asyncio.wait_for(hello, 10)
         assert await asyncio.wait_for(link.exited(2), 10) is None  # lost
-        assert len(os.listdir("/proc/self/fd")) == before - 2  # both ends of the socket
+        assert copies(_PASSED) == 1
 
     _with_peer(test)
 
@@ -210,7 +208,6 @@ def test_s3_a_start_that_is_given_up_is_ended(when: str) -> None:
         welcome: dict[str, Any] = {"live_jobs": 0, "max_jobs": 9, "missing_controllers": [], "profiles": [b"host"]}
         _answer(theirs, wire.pack(Type.WELCOME, await _asked(theirs), **welcome), 0)
         await hello
-        before = len(os.listdir("/proc/self/fd"))
         task = _start(link)
         request = await _asked(theirs)
         if when == "with":
@@ -229,6 +226,6 @@ def test_s3_a_start_that_is_given_up_is_ended(when: str) -> None:
                 _answer(theirs, _exited(1, 0), 0)
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert copies(_PASSED) == 1
 
     _with_peer(test)
