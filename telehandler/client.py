@@ -86,7 +86,7 @@ class Client:
             try:
                 return str(self._call("StartJob", request, pb.JobResponse.FromString).name)
             except ServerUnavailable as error:
-                retries.wait(error, "no answer to the start; asking again in {pause}; the job is not started twice")
+                retries.wait(error, "the start is not confirmed; asking again in {pause}; the job is not started twice")
 
     def check(self, request: "pb.StartJobRequest") -> list[bytes]:
         """What the job of a request would get; starts nothing."""

@@ -55,8 +55,7 @@ class Watcher(threading.Thread):
 
     def __init__(self, server: Server, name: str) -> None:
         super().__init__(daemon=True)
-        files = [str(server.ssl / file) for file in ("client.pem", "client-key.pem", "root.pem")]
-        self._client = Client(f"localhost:{server.port}", files[0], files[1], files[2])
+        self._client = client_of(server)
         self._name = name
         self._hashes = {stream: hashlib.sha256() for stream in Stream}
         self.ends: list[End] = []
@@ -79,15 +78,23 @@ class Watcher(threading.Thread):
         return Expected(self._hashes[Stream.STDOUT].hexdigest(), self._hashes[Stream.STDERR].hexdigest())
 
 
-def start(server: Server, number: int) -> str:
-    return server.detach("/usr/bin/python3", "-I", "-S", "-c", WRITER, str(number), str(BLOCKS))
+def start(client: Client, number: int) -> str:
+    argv = ["/usr/bin/python3", "-I", "-S", "-c", WRITER, str(number), str(BLOCKS)]
+    return client.start(pb.StartJobRequest(argv=[os.fsencode(word) for word in argv]))
+
+
+def client_of(server: Server) -> Client:
+    files = [str(server.ssl / file) for file in ("client.pem", "client-key.pem", "root.pem")]
+    return Client(f"localhost:{server.port}", files[0], files[1], files[2])
 
 
 def test_r1_fifty_jobs_write_while_the_api_is_killed_again_and_again(
     make_server: Callable[..., Server], tmp_path: Path
 ) -> None:
     server = make_server(listen=free_address())
-    names = [start(server, number) for number in range(JOBS)]
+    client = client_of(server)
+    names = [start(client, number) for number in range(JOBS)]
+    client.close()
     watchers = [Watcher(server, name) for name in names[:-BY_COMMAND]]
     commands = []
     for number, name in list(enumerate(names))[-BY_COMMAND:]:
@@ -192,8 +199,7 @@ def _running(server: Server) -> bool:
 
 def _records_agree(server: Server, names: list[str]) -> None:
     """Sizes, digests and ends that the server kept, of jobs that several apis saw."""
-    files = [str(server.ssl / file) for file in ("client.pem", "client-key.pem", "root.pem")]
-    client = Client(f"localhost:{server.port}", files[0], files[1], files[2])
+    client = client_of(server)
     for number, name in enumerate(names):
         status = client.status(name)
         shown = Expected(status.stdout_sha256.hex(), status.stderr_sha256.hex())

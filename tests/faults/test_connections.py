@@ -111,7 +111,7 @@ def test_r4_a_half_open_connection_is_noticed_and_taken_up_again(make_server: Ca
             wait_until("the clients are back", lambda: proxy.connections() >= 3, NOTICED_S + SLACK_S)
         output, errors = start.communicate(timeout=NOTICED_S + SLACK_S)
         assert start.returncode == 0, errors
-        assert b"no answer to the start; asking again in" in errors
+        assert b"the start is not confirmed; asking again in" in errors
         assert len(processes_with("sleep\00041.23105\0")) == 1
         assert len(listed(server)) == 3
         for name in (counting, silent, output.decode().strip()):

@@ -12,9 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import sudo_user
+from edge import SERVICE, Caller
 from servers import ROOT, Server, alive, free_address, our_cgroups, processes_with, wait_until
+
+from telehandler.client import Client
+from telehandler.pb import telehandler_pb2 as pb
 
 # A job with a subtree: 20 processes, sessions of their own, a pipe held by all.
 TREE = "for i in $(seq 20); do setsid sleep {mark} & done; echo up; wait"
@@ -97,9 +102,17 @@ def test_r2_a_killed_helper_is_replaced_and_its_jobs_are_lost(server: Server) ->
     assert status(server, old)["exit_code"] == 4
     assert server.client("watch", old).stdout == b"of old\n"
     assert server.client("watch", name).stdout == b"up\n"
-    refused = server.client("run", "--", "true")
-    assert (refused.returncode, b"the root helper has died and is being started again" in refused.stderr) == (125, True)
-    server.process.send_signal(signal.SIGCONT)
+    with Caller(server, server.ssl / "client") as caller:
+        answer = caller.call(f"/{SERVICE}/StartJob", pb.StartJobRequest(argv=[b"true"]))
+    assert answer.code is grpc.StatusCode.UNAVAILABLE
+    assert "the root helper has died and is being started again" in answer.details
+    command = server.client_command("run", "--", "echo", "at last")
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as patient:
+        assert patient.stderr is not None
+        assert b"the start is not confirmed; asking again" in patient.stderr.readline()
+        server.process.send_signal(signal.SIGCONT)
+        assert patient.communicate(timeout=30)[0] == b"at last\n"
+    assert patient.returncode == 0
     wait_until("a new helper starts jobs", lambda: works(server))
     after = server.children()
     assert after["api"] == before["api"]
@@ -262,8 +275,6 @@ def _refused(server: Server) -> bool:
 
 
 def signal_job(server: Server, name: str, number: int) -> None:
-    from telehandler.client import Client
-
     pair = (str(server.ssl / file) for file in ("client.pem", "client-key.pem", "root.pem"))
     client = Client(f"localhost:{server.port}", *pair)
     client.signal(name, number)

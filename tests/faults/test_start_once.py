@@ -172,7 +172,7 @@ def finished(server: Server, client: "subprocess.Popen[bytes]") -> str:
     """The job's name, of a client that had to ask again; it is the only one that runs."""
     output, errors = client.communicate(timeout=60)
     assert client.returncode == 0, errors
-    assert b"no answer to the start; asking again in" in errors
+    assert b"the start is not confirmed; asking again in" in errors
     name = output.decode().strip()
     assert [job["name"] for job in listed(server, "--state", "running")] == [name]
     return name
