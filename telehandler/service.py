@@ -126,7 +126,7 @@ class Service:
     async def watch_job_output(self, request: pb.WatchJobOutputRequest, caller: Caller, context: Context) -> None:
         job = self._find(request.name, caller)
         log = self._jobs.open_log(job)
-        self._chunks.watchers += 1
+        self._chunks.join()
         try:
             wish = await asked.wish(request, log)
             async for message in watch.messages(log, self._chunks, wish):
@@ -135,7 +135,7 @@ class Service:
                 await job.ended.wait()
                 context.set_trailing_metadata(answers.end_metadata(job))
         finally:
-            self._chunks.watchers -= 1
+            self._chunks.leave()
             log.release()
 
     # What every call goes through

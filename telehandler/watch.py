@@ -6,6 +6,8 @@ that does not read.
 """
 
 import asyncio
+import ctypes
+import math
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -17,21 +19,25 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from telehandler.log import CHUNK_BYTES, JobLog, Stream
 from telehandler.pb import telehandler_pb2 as pb
 
-CACHE_BYTES = 16 << 20
-IN_FLIGHT_BYTES = 26 << 20  # of all watchers together, one chunk each: whole chunks for up to a hundred
-LEAST_CHUNK_BYTES = 16 * 1024
+CACHE_BYTES = 4 << 20
+IN_FLIGHT_BYTES = 13 << 20  # of all watchers together, one chunk each, up to 832 of them
+# Up to so many watchers, so large a chunk: grpc holds one message for each that does not read, in clear and encrypted.
+_CHUNK_BYTES = ((8, CHUNK_BYTES), (104, 128 << 10), (256, 32 << 10), (math.inf, 16 << 10))
+_CROWD = 100  # watchers, whose memory is given back when the last one leaves
 _ZSTD_LEVEL = 1
 _ZSTD_LEAST_BYTES = 4096
 _ZSTD_PAYS = 0.9  # compressed to less than this share
 _ZSTD_PAUSE_CHUNKS = 32  # after one that did not pay
+_libc = ctypes.CDLL(None)
 
 
 class Framed(NamedTuple):
-    """A serialised JobOutput of the bytes up to `end`; `size` is the log's when it was made."""
+    """A serialised JobOutput of the bytes up to `end`; `size` is the log's when it was made. `packed`: by zstd."""
 
     end: int
     size: int
     message: bytes
+    packed: bool = False
 
 
 class Chunks:
@@ -41,13 +47,22 @@ class Chunks:
         self._framed: OrderedDict[tuple[int, int, int, bool, bool], Framed] = OrderedDict()
         self._bytes = 0
         self._compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True)
-        self.watchers = 0
+        self.watchers = self._most = 0
+
+    def join(self) -> None:
+        """One more watcher, who calls `leave`."""
+        self.watchers += 1
+        self._most = max(self._most, self.watchers)
+
+    def leave(self) -> None:
+        self.watchers -= 1
+        if not self.watchers:
+            if self._most >= _CROWD:
+                _libc.malloc_trim(0)  # malloc_trim(3): else the heap's holes would stay ours, and the next crowd's grow
+            self._most = 0
 
     def chunk_bytes(self) -> int:
-        size = CHUNK_BYTES
-        while size > LEAST_CHUNK_BYTES and size * self.watchers > IN_FLIGHT_BYTES:
-            size //= 2
-        return size
+        return next(size for most, size in _CHUNK_BYTES if self.watchers <= most)
 
     def get(self, log: JobLog, offset: int, exact: bool, zstd: bool) -> Framed:
         """The chunk at `offset`, which lies before the log's size. `exact`: of one segment alone."""
@@ -59,9 +74,20 @@ class Chunks:
         if found and (found.end < found.size or found.end == boundary or found.size == log.size):
             self._framed.move_to_end(key)
             return found
-        made = self._frame(log, offset, boundary, exact, zstd)
+        whole = zstd and not exact and offset % size == 0
+        made = self._whole(log, offset, size) if whole else self._frame(log, offset, boundary, exact, zstd)
         self._keep(key, made)
         return made
+
+    def _whole(self, log: JobLog, offset: int, size: int) -> Framed:
+        """A chunk of full size, if it is there and compresses: what is made once is kept as long as the log is open."""
+        message = log.packed.get(offset, size)
+        if message is None:
+            made = self._frame(log, offset, offset + size, exact=False, zstd=True)
+            if made.packed and made.end == offset + size:
+                log.packed.put(offset, size, made.message)
+            return made
+        return Framed(offset + size, log.size, message, packed=True)
 
     def _keep(self, key: tuple[int, int, int, bool, bool], made: Framed) -> None:
         if old := self._framed.pop(key, None):
@@ -85,7 +111,7 @@ class Chunks:
             output.zstd, output.length = packed, len(data)
         else:
             output.data = data
-        return Framed(end, size, output.SerializeToString())
+        return Framed(end, size, output.SerializeToString(), bool(packed))
 
     def _compressed(self, log: JobLog, data: bytes) -> bytes | None:
         """One zstd frame, where it pays. What does not compress is tried again some chunks later."""
