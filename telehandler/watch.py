@@ -74,7 +74,7 @@ class Chunks:
         if found and (found.end < found.size or found.end == boundary or found.size == log.size):
             self._framed.move_to_end(key)
             return found
-        whole = zstd and not exact and offset % size == 0
+        whole = zstd and not exact and offset % size == 0 and not log.drops  # what is dropped leaves nothing behind
         made = self._whole(log, offset, size) if whole else self._frame(log, offset, boundary, exact, zstd)
         self._keep(key, made)
         return made
