@@ -193,6 +193,11 @@ class Jobs:
         record = self._records.get(uuid)
         return _ended(record) if record else None
 
+    @property
+    def running(self) -> int:
+        """How many run now."""
+        return len(self._jobs)
+
     def list_jobs(
         self, owner: str | None, states: Collection[State], after: Place | None, count: int
     ) -> tuple[list[Job], bool]:

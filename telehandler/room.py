@@ -16,6 +16,13 @@ FDS_OF_A_START = 5  # those that STARTED brings, and the two of the log
 SPARE_FDS = 16
 
 
+def lowest_fd() -> int:
+    """The lowest that is free: all below are in use. Raises OSError when there is none."""
+    fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    os.close(fd)
+    return fd
+
+
 def check(state: Path, starting: int) -> None:
     """For one job beside `starting` others that are not yet there. Raises Exhausted, or the disk's OSError."""
     disk = os.statvfs(state)
@@ -27,8 +34,5 @@ def check(state: Path, starting: int) -> None:
     ):
         raise Exhausted("the disk of the server's state directory is full: remove jobs or other files")
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    fd = os.open(state, os.O_PATH | os.O_CLOEXEC)
-    os.close(fd)
-    # The lowest that is free: all below are in use.
-    if fd > most - SPARE_FDS - FDS_OF_A_START * (starting + 1):
+    if lowest_fd() > most - SPARE_FDS - FDS_OF_A_START * (starting + 1):
         raise Exhausted(f"the server is at its limit of {most} open files: end jobs or watches, or raise the limit")

@@ -126,7 +126,7 @@ class Service:
     async def watch_job_output(self, request: pb.WatchJobOutputRequest, caller: Caller, context: Context) -> None:
         job = self._find(request.name, caller)
         log = self._jobs.open_log(job)
-        self._chunks.join()
+        self._chunks.join(self._jobs.running)
         try:
             wish = await asked.wish(request, log)
             async for message in watch.messages(log, self._chunks, wish):

@@ -7,7 +7,6 @@ that does not read.
 
 import asyncio
 import ctypes
-import math
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -16,19 +15,35 @@ from typing import NamedTuple
 import zstandard
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from telehandler import room
 from telehandler.log import CHUNK_BYTES, JobLog, Stream
 from telehandler.pb import telehandler_pb2 as pb
 
 CACHE_BYTES = 4 << 20
-IN_FLIGHT_BYTES = 13 << 20  # of all watchers together, one chunk each, up to 832 of them
-# Up to so many watchers, so large a chunk: grpc holds one message for each that does not read, in clear and encrypted.
-_CHUNK_BYTES = ((8, CHUNK_BYTES), (104, 128 << 10), (256, 32 << 10), (math.inf, 16 << 10))
-_CROWD = 100  # watchers, whose memory is given back when the last one leaves
+# Of all watchers together, one chunk each: grpc holds one message for each that does not read, in clear and encrypted.
+# Whole chunks for up to a hundred; less with the connections beyond that, which have buffers of their own.
+IN_FLIGHT_BYTES, _LEAST_IN_FLIGHT_BYTES = 26 << 20, 6 << 20
+_CROWD, _LESS_FOR_EACH_BYTES = 100, 22 << 10
+_LEAST_CHUNK_BYTES = 16 << 10
+_FDS_OF_A_JOB = 6  # two pipes, its cgroup, its log's two files and packed chunks
 _ZSTD_LEVEL = 1
 _ZSTD_LEAST_BYTES = 4096
 _ZSTD_PAYS = 0.9  # compressed to less than this share
 _ZSTD_PAUSE_CHUNKS = 32  # after one that did not pay
 _libc = ctypes.CDLL(None)
+
+_ZSTD_FIELD, _DATA_FIELD = (
+    bytes([number << 3 | 2]) for number in (pb.JobOutput.ZSTD_FIELD_NUMBER, pb.JobOutput.DATA_FIELD_NUMBER)
+)
+
+
+def _varint(number: int) -> bytes:
+    """As protobuf's wire format has lengths."""
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes((*found, number))
 
 
 class Framed(NamedTuple):
@@ -48,10 +63,13 @@ class Chunks:
         self._bytes = 0
         self._compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True)
         self.watchers = self._most = 0
+        self.connections = 0  # at least: a crowd connects before each of it is a watcher
+        self._own_fds = room.lowest_fd()
 
-    def join(self) -> None:
-        """One more watcher, who calls `leave`."""
+    def join(self, jobs: int) -> None:
+        """One more watcher, who calls `leave`. `jobs`: how many run, whose fds are no connections."""
         self.watchers += 1
+        self.connections = room.lowest_fd() - self._own_fds - jobs * _FDS_OF_A_JOB
         self._most = max(self._most, self.watchers)
 
     def leave(self) -> None:
@@ -62,7 +80,12 @@ class Chunks:
             self._most = 0
 
     def chunk_bytes(self) -> int:
-        return next(size for most, size in _CHUNK_BYTES if self.watchers <= most)
+        beyond = max(self.watchers, self.connections) - _CROWD
+        most = max(_LEAST_IN_FLIGHT_BYTES, IN_FLIGHT_BYTES - max(0, beyond) * _LESS_FOR_EACH_BYTES)
+        size = CHUNK_BYTES
+        while size > _LEAST_CHUNK_BYTES and size * self.watchers > most:
+            size //= 2
+        return size
 
     def get(self, log: JobLog, offset: int, exact: bool, zstd: bool) -> Framed:
         """The chunk at `offset`, which lies before the log's size. `exact`: of one segment alone."""
@@ -108,10 +131,15 @@ class Chunks:
         output = pb.JobOutput(stream=pb.OutputStream.Name(segment.stream), offset=offset, time=when)
         packed = self._compressed(log, data) if zstd else None
         if packed:
-            output.zstd, output.length = packed, len(data)
-        else:
-            output.data = data
-        return Framed(end, size, output.SerializeToString(), bool(packed))
+            output.length = len(data)
+        # The bytes come last and are copied once; protobuf itself would take them in, and then copy them out.
+        head = output.SerializeToString()
+        message = b"".join(
+            (head, _ZSTD_FIELD, _varint(len(packed)), packed)
+            if packed
+            else (head, _DATA_FIELD, _varint(len(data)), data)
+        )
+        return Framed(end, size, message, bool(packed))
 
     def _compressed(self, log: JobLog, data: bytes) -> bytes | None:
         """One zstd frame, where it pays. What does not compress is tried again some chunks later."""

@@ -90,7 +90,7 @@ def test_what_one_watcher_had_compressed_is_there_for_the_next(log: JobLog, chun
 
 
 def test_sizes_do_not_get_into_each_others_way(log: JobLog, chunks: watch.Chunks) -> None:
-    for watchers in (1, 1000, 1, 100, 1000, 100):
+    for watchers in (1, 1000, 1, 150, 1000, 150):
         chunks.watchers = watchers
         assert _watched(log, chunks)[0] == TEXT
     sizes = [CHUNK_BYTES, 16 << 10, 128 << 10]

@@ -20,9 +20,9 @@ from telehandler.watch import CACHE_BYTES, IN_FLIGHT_BYTES
 
 WATCHERS = 99
 FIRST, REST = 1 << 20, 24 << 20  # bytes before and after the watchers are there; random, so that nothing shrinks
-# As docs/design.md has it: the chunks that were made last; for each watcher one that is on its way, three times over:
-# ours, grpc's, and encrypted; and its connection and call.
-MAX_GROWTH = CACHE_BYTES + 3 * IN_FLIGHT_BYTES + (WATCHERS + 2) * (128 << 10)
+# As docs/design.md has it: the chunks that were made last; for each watcher one that is on its way, which grpc has
+# twice, plain and encrypted; and its connection and call.
+MAX_GROWTH = CACHE_BYTES + 2 * IN_FLIGHT_BYTES + (WATCHERS + 2) * (128 << 10)
 SCRIPT = (
     "trap 'go=1' USR1; mkfifo /tmp/f; exec 3<>/tmp/f; head -c $1 /dev/urandom; "
     "until [ $go ]; do read -t .1 -u 3; done; head -c $2 /dev/urandom"
