@@ -32,10 +32,6 @@ _ZSTD_PAYS = 0.9  # compressed to less than this share
 _ZSTD_PAUSE_CHUNKS = 32  # after one that did not pay
 _libc = ctypes.CDLL(None)
 
-_ZSTD_FIELD, _DATA_FIELD = (
-    bytes([number << 3 | 2]) for number in (pb.JobOutput.ZSTD_FIELD_NUMBER, pb.JobOutput.DATA_FIELD_NUMBER)
-)
-
 
 def _varint(number: int) -> bytes:
     """As protobuf's wire format has lengths."""
@@ -44,6 +40,14 @@ def _varint(number: int) -> bytes:
         found.append(number & 127 | 128)
         number >>= 7
     return bytes((*found, number))
+
+
+def _tag(number: int) -> bytes:
+    """Of a field that has a length."""
+    return _varint(number << 3 | 2)
+
+
+_ZSTD_FIELD, _DATA_FIELD = _tag(pb.JobOutput.ZSTD_FIELD_NUMBER), _tag(pb.JobOutput.DATA_FIELD_NUMBER)
 
 
 class Framed(NamedTuple):
