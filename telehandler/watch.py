@@ -10,6 +10,7 @@ import ctypes
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import zstandard
@@ -73,8 +74,9 @@ class Chunks:
     def join(self, jobs: int) -> None:
         """One more watcher, who calls `leave`. `jobs`: how many run, whose fds are no connections."""
         self.watchers += 1
-        self.connections = room.lowest_fd() - self._own_fds - jobs * _FDS_OF_A_JOB
         self._most = max(self._most, self.watchers)
+        with suppress(OSError):  # no fd is free: what it was will do
+            self.connections = room.lowest_fd() - self._own_fds - jobs * _FDS_OF_A_JOB
 
     def leave(self) -> None:
         self.watchers -= 1

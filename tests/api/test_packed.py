@@ -1,6 +1,7 @@
 """Chunks are compressed once, however far apart their watchers are and however little the cache in memory holds."""
 
 import asyncio
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import disks
 import pytest
 import zstandard
 
-from telehandler import packed, watch
+from telehandler import packed, room, watch
 from telehandler.log import CHUNK_BYTES, JobLog, Stream
 from telehandler.packed import Packed
 from telehandler.pb import telehandler_pb2 as pb
@@ -131,6 +132,17 @@ def test_the_last_tenth_of_a_disk_is_for_logs(as_root: None, place: Path, chunks
         else:
             assert log.packed._bytes == 0
         log.release()
+
+
+def test_a_watcher_joins_though_no_fd_is_free(chunks: watch.Chunks, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(room, "lowest_fd", none)
+    chunks.join(jobs=1)
+    assert chunks.watchers == 1
+    chunks.leave()
+    assert chunks.watchers == 0
 
 
 def test_a_message_that_was_written_in_part_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
