@@ -26,7 +26,7 @@ CACHE_BYTES = 4 << 20
 IN_FLIGHT_BYTES, _LEAST_IN_FLIGHT_BYTES = 26 << 20, 6 << 20
 _CROWD, _LESS_FOR_EACH_BYTES = 100, 22 << 10
 _LEAST_CHUNK_BYTES = 16 << 10
-_FDS_OF_A_JOB = 6  # two pipes, its cgroup, its log's two files and packed chunks
+_FDS_OF_A_JOB = room.FDS_OF_A_START + 1  # its log's packed chunks
 _ZSTD_LEVEL = 1
 _ZSTD_LEAST_BYTES = 4096
 _ZSTD_PAYS = 0.9  # compressed to less than this share
@@ -140,12 +140,8 @@ class Chunks:
             output.length = len(data)
         # The bytes come last and are copied once; protobuf itself would take them in, and then copy them out.
         head = output.SerializeToString()
-        message = b"".join(
-            (head, _ZSTD_FIELD, _varint(len(packed)), packed)
-            if packed
-            else (head, _DATA_FIELD, _varint(len(data)), data)
-        )
-        return Framed(end, size, message, bool(packed))
+        field, payload = (_ZSTD_FIELD, packed) if packed else (_DATA_FIELD, data)
+        return Framed(end, size, b"".join((head, field, _varint(len(payload)), payload)), bool(packed))
 
     def _compressed(self, log: JobLog, data: bytes) -> bytes | None:
         """One zstd frame, where it pays. What does not compress is tried again some chunks later."""
