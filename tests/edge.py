@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from servers import Server
 
+from telehandler.client import Client
 from telehandler.pb import telehandler_pb2 as pb
 
 SERVICE = "telehandler.v1.TelehandlerService"
@@ -24,6 +25,12 @@ METHODS = {method.name: method for method in pb.DESCRIPTOR.services_by_name["Tel
 CALL_TIMEOUT_S = 30.0
 DAY = datetime.timedelta(days=1)
 SIGCONT = 18  # does nothing to a job that runs
+
+
+def client_of(server: Server) -> Client:
+    """The client's own code, as a library."""
+    files = [str(server.ssl / name) for name in ("client.pem", "client-key.pem", "root.pem")]
+    return Client(f"localhost:{server.port}", files[0], files[1], files[2])
 
 
 class Answer(NamedTuple):

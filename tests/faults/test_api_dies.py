@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from edge import client_of
 from kept import give
 from servers import ROOT, Server, alive, free_address, wait_until
 
@@ -81,11 +82,6 @@ class Watcher(threading.Thread):
 def start(client: Client, number: int) -> str:
     argv = ["/usr/bin/python3", "-I", "-S", "-c", WRITER, str(number), str(BLOCKS)]
     return client.start(pb.StartJobRequest(argv=[os.fsencode(word) for word in argv]))
-
-
-def client_of(server: Server) -> Client:
-    files = [str(server.ssl / file) for file in ("client.pem", "client-key.pem", "root.pem")]
-    return Client(f"localhost:{server.port}", files[0], files[1], files[2])
 
 
 def test_r1_fifty_jobs_write_while_the_api_is_killed_again_and_again(

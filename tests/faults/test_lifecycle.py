@@ -15,10 +15,9 @@ from typing import Any
 import grpc
 import pytest
 import sudo_user
-from edge import SERVICE, Caller
+from edge import SERVICE, Caller, client_of
 from servers import ROOT, Server, alive, free_address, our_cgroups, processes_with, wait_until
 
-from telehandler.client import Client
 from telehandler.pb import telehandler_pb2 as pb
 
 # A job with a subtree: 20 processes, sessions of their own, a pipe held by all.
@@ -275,8 +274,7 @@ def _refused(server: Server) -> bool:
 
 
 def signal_job(server: Server, name: str, number: int) -> None:
-    pair = (str(server.ssl / file) for file in ("client.pem", "client-key.pem", "root.pem"))
-    client = Client(f"localhost:{server.port}", *pair)
+    client = client_of(server)
     client.signal(name, number)
     client.close()
 

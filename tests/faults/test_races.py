@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from edge import client_of
 from servers import Server, alive, cgroup_root, free_address, wait_until
 
 from telehandler.client import Client, End
@@ -22,8 +23,7 @@ FINAL = {"JOB_STATE_FAILED", "JOB_STATE_COMPLETED", "JOB_STATE_STOPPED"}
 @pytest.fixture
 def clients(make_server: Callable[..., Server]) -> Iterator[tuple[Server, list[Client]]]:
     server = make_server(listen=free_address())
-    files = [str(server.ssl / file) for file in ("client.pem", "client-key.pem", "root.pem")]
-    made = [Client(f"localhost:{server.port}", files[0], files[1], files[2]) for _ in range(CLIENTS)]
+    made = [client_of(server) for _ in range(CLIENTS)]
     yield server, made
     for client in made:
         client.close()
