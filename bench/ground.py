@@ -12,8 +12,8 @@ from typing import Any
 
 from servers import ROOT, Server, policy_text, wait_until, write_policy
 
-from telehandler.certs import make_all
-from telehandler.client import Client
+from telehandler.certs.authority import make_all
+from telehandler.client.connection import Client
 from telehandler.pb import telehandler_pb2 as pb
 
 MIB, GIB = 1 << 20, 1 << 30

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from helper.wire import Stage
-from telehandler import helper_process, terminal
-from telehandler.errors import HelperRefused, not_executed
-from telehandler.jobs import Job, Jobs
-from telehandler.link import HelperLink
-from telehandler.log import CHUNK_BYTES, Stream
-from telehandler.records import Records
-from telehandler.start import Request
+from telehandler.cli import terminal
+from telehandler.common.errors import HelperRefused, not_executed
+from telehandler.jobs.helper_link import HelperLink
+from telehandler.jobs.manager import Job, Jobs
+from telehandler.jobs.records import Records
+from telehandler.jobs.start import Request
+from telehandler.output.log import CHUNK_BYTES, Stream
+from telehandler.supervisor import helper_process
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from servers import Server
 
-from telehandler.client import Client
+from telehandler.client.connection import Client
 from telehandler.pb import telehandler_pb2 as pb
 
 SERVICE = "telehandler.v1.TelehandlerService"

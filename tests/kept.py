@@ -11,7 +11,7 @@ from typing import Any
 
 from servers import Server
 
-from telehandler.records import Record, Records
+from telehandler.jobs.records import Record, Records
 
 
 def listed(server: Server, *options: str, user: str = "client") -> list[dict[str, Any]]:

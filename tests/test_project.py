@@ -88,7 +88,7 @@ def test_the_product_imports_only_the_wire_of_the_helper() -> None:
             assert top != "helper" or rest.partition(".")[0] in {"", "wire"}, f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("module", ["telehandler.cli", "telehandler.supervisor"])
+@pytest.mark.parametrize("module", ["telehandler.cli", "telehandler.supervisor.server"])
 def test_grpc_is_imported_only_where_it_is_used(module: str) -> None:
     code = f"import sys, {module}; sys.exit(any(name.partition('.')[0] == 'grpc' for name in sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

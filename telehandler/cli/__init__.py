@@ -11,8 +11,8 @@ gc.set_threshold(100_000)
 import click  # noqa: E402
 
 from telehandler import __version__  # noqa: E402
-from telehandler.errors import EXIT_OURS, TelehandlerError  # noqa: E402
-from telehandler.terminal import note  # noqa: E402
+from telehandler.cli.terminal import note  # noqa: E402
+from telehandler.common.errors import EXIT_OURS, TelehandlerError  # noqa: E402
 
 EXIT_INTERRUPTED = 130
 

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from telehandler import terminal
-from telehandler.cli import jobname, options
-from telehandler.errors import TelehandlerError
+from telehandler.cli import jobname, options, terminal
+from telehandler.common.errors import TelehandlerError
 
 if TYPE_CHECKING:
-    from telehandler.client import Client
+    from telehandler.client.connection import Client
 
 EXIT_DIFFERENT = 1
 MAX_WATCHERS = 10_000
@@ -48,7 +47,7 @@ def command(
     """
     settings = options.settings(given)
     options.check_command(command, context)
-    from telehandler import benchmark
+    from telehandler.client import benchmark
 
     paths: Sequence[Path | None] = [None] * watchers if discard else benchmark.output_paths(Path(output), watchers)
     client = jobname.connect(settings)

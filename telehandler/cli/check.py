@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from telehandler.cli import options
-from telehandler.terminal import printable
+from telehandler.cli.terminal import printable
 
 SCHEMA = 1
 EXIT_MISSING = 1
@@ -27,12 +27,12 @@ def command(context: click.Context, /, security: bool, output: str, **given: Any
 
     And how to mend it. It starts the helper and short jobs of its own. The exit code is 1 when something is missing.
     """
-    from telehandler import check
+    from telehandler.check import findings as checks
 
     settings = options.settings(given)
     pairs = {"client": (settings["cert"], settings["key"]), "server": (given["server_cert"], given["server_key"])}
-    place = check.Place(settings["server"], pairs, settings["root"], given["cgroup_root"], given["helper_policy"])
-    findings = check.run(place, check.security if security else check.machine)
+    place = checks.Place(settings["server"], pairs, settings["root"], given["cgroup_root"], given["helper_policy"])
+    findings = checks.run(place, checks.security if security else checks.machine)
     judged = [finding for finding in findings if finding.ok is not None]
     held = sum(bool(finding.ok) for finding in judged)
     if output == "json":

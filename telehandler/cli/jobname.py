@@ -5,11 +5,11 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from telehandler import terminal
-from telehandler.errors import EXIT_OURS, ServerUnavailable, TelehandlerError
+from telehandler.cli import terminal
+from telehandler.common.errors import EXIT_OURS, ServerUnavailable, TelehandlerError
 
 if TYPE_CHECKING:
-    from telehandler.client import Client
+    from telehandler.client.connection import Client
 
 _MAX_NAME = 1024
 _MAX_SHOWN = 4  # of the jobs that an ambiguous beginning could mean
@@ -49,7 +49,7 @@ def for_each(jobs: Iterable[str | None], settings: dict[str, str], work: "Callab
 
 
 def connect(settings: dict[str, str]) -> "Client":
-    from telehandler.client import Client
+    from telehandler.client.connection import Client
 
     return Client(settings["server"], settings["cert"], settings["key"], settings["root"])
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import click
 
-from telehandler import request as words
-from telehandler import terminal
-from telehandler.cli import options
+from telehandler.cli import options, terminal
+from telehandler.cli import parse as words
 
 
 @click.command(context_settings=options.JOB_COMMAND)
@@ -24,7 +23,7 @@ def command(context: click.Context, /, cgroup_root: str | None, helper_policy: s
     options.check_command(given["command"], context)
     limits = words.limits(given)
     from telehandler import local
-    from telehandler.start import Request
+    from telehandler.jobs.start import Request
 
     request = Request(
         owner="local",

@@ -10,8 +10,8 @@ import click
 
 from telehandler.cli import jobname, options
 from telehandler.cli.status import fields
-from telehandler.states import State
-from telehandler.terminal import note, printable
+from telehandler.cli.terminal import note, printable
+from telehandler.common.states import State
 
 if TYPE_CHECKING:
     from telehandler.pb import telehandler_pb2 as pb

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from telehandler.config import DEFAULTS, resolve
-from telehandler.errors import TelehandlerError
+from telehandler.client.config import DEFAULTS, resolve
+from telehandler.common.errors import TelehandlerError
 
 Function = Callable[..., Any]
 # Flags after the command belong to the job, also without `--`.

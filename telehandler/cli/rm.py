@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from telehandler.cli import jobname, options
-from telehandler.terminal import printable
+from telehandler.cli.terminal import printable
 
 if TYPE_CHECKING:
-    from telehandler.client import Client
+    from telehandler.client.connection import Client
 
 
 @click.command()

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from telehandler import request as words
-from telehandler import terminal
-from telehandler.cli import jobname, options
-from telehandler.errors import TelehandlerError
+from telehandler.cli import jobname, options, terminal
+from telehandler.cli import parse as words
+from telehandler.common.errors import TelehandlerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from telehandler.client import Client
+    from telehandler.client.connection import Client
     from telehandler.pb import telehandler_pb2 as pb
 
 
@@ -70,7 +69,7 @@ def watch(
     client: "Client", request: "pb.WatchJobOutputRequest", started: bool, write: "Callable[[pb.JobOutput], None]"
 ) -> int:
     """Prints a job's output to its end: the job's exit code, 0 while it runs on."""
-    from telehandler.client import End
+    from telehandler.client.connection import End
 
     ended: list[End] = []
     for output in client.watch(request, started, ended, terminal.note):

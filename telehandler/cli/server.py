@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
-from telehandler import request as words
-from telehandler.bounds import MAX_CALLS_PER_USER, MAX_CONNECTIONS
+from telehandler.cli import parse as words
+from telehandler.common.bounds import MAX_CALLS_PER_USER, MAX_CONNECTIONS
 
 
 @click.command()
@@ -67,6 +67,6 @@ def command(
         "output_bytes": words.size(keep_bytes, "--keep-bytes") if keep_bytes is not None else 0,
     }
     drain_s = words.duration_ms(drain_timeout, "--drain-timeout") / 1000
-    from telehandler.supervisor import Options, serve
+    from telehandler.supervisor.server import Options, serve
 
     context.exit(serve(Options(**given, keep=keep, drain_s=drain_s if on_stop == "drain" else None)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from telehandler.cli import jobname, options
-from telehandler.terminal import printable
+from telehandler.cli.terminal import printable
 
 if TYPE_CHECKING:
     from telehandler.pb import telehandler_pb2 as pb
@@ -39,7 +39,7 @@ def command(output: str, job: str | None, **given: Any) -> None:
 
 def fields(status: "pb.JobStatus") -> dict[str, Any]:
     """What status and ls show of a job, in the words of `-o json`."""
-    from telehandler.states import Reason, State
+    from telehandler.common.states import Reason, State
 
     ended = status.HasField("end_time")
     return {

@@ -4,12 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from telehandler import terminal
-from telehandler.cli import jobname, options
-from telehandler.errors import TelehandlerError
+from telehandler.cli import jobname, options, terminal
+from telehandler.common.errors import TelehandlerError
 
 if TYPE_CHECKING:
-    from telehandler.client import Client
+    from telehandler.client.connection import Client
 
 
 @click.command()
@@ -24,7 +23,7 @@ def command(context: click.Context, /, jobs: tuple[str, ...], **given: Any) -> N
     """
 
     def wait(client: "Client", name: str) -> int:
-        from telehandler.states import Reason
+        from telehandler.common.states import Reason
 
         status = client.status(name, True, terminal.note)
         if not status.HasField("end_time"):

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from telehandler import request as words
-from telehandler import terminal
-from telehandler.cli import EXIT_INTERRUPTED, jobname, options
+from telehandler.cli import EXIT_INTERRUPTED, jobname, options, terminal
+from telehandler.cli import parse as words
 from telehandler.cli.run import watch, write
-from telehandler.errors import EXIT_OURS, TelehandlerError
+from telehandler.common.errors import EXIT_OURS, TelehandlerError
 
 if TYPE_CHECKING:
-    from telehandler.client import Client
+    from telehandler.client.connection import Client
     from telehandler.pb import telehandler_pb2 as pb
 
 _STDERR = 2

@@ -11,10 +11,11 @@ import pytest
 from edge import SERVICE, Answer, Caller
 from servers import Server
 
-from telehandler import bounds, tls
-from telehandler.jobs import Jobs
+from telehandler.api import tls
+from telehandler.api.service import Service
+from telehandler.common import bounds
+from telehandler.jobs.manager import Jobs
 from telehandler.pb import telehandler_pb2 as pb
-from telehandler.service import Service
 
 
 def test_a_call_that_hangs_is_answered_when_its_time_is_up(ssl: Path, monkeypatch: pytest.MonkeyPatch) -> None:

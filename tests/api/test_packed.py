@@ -10,9 +10,10 @@ import disks
 import pytest
 import zstandard
 
-from telehandler import packed, room, watch
-from telehandler.log import CHUNK_BYTES, JobLog, Stream
-from telehandler.packed import Packed
+from telehandler.common import capacity
+from telehandler.output import compressed_chunks, watch
+from telehandler.output.compressed_chunks import Packed
+from telehandler.output.log import CHUNK_BYTES, JobLog, Stream
 from telehandler.pb import telehandler_pb2 as pb
 
 TEXT = b"".join(b"line %d of the log, with words that come again\n" % number for number in range(60_000))
@@ -113,10 +114,10 @@ def test_the_file_has_no_name_and_goes_with_the_log(tmp_path: Path, chunks: watc
 
 
 def test_nothing_is_kept_beyond_the_bound(log: JobLog, chunks: watch.Chunks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "MOST_BYTES", Packed.kept + 100_000)
+    monkeypatch.setattr(compressed_chunks, "MOST_BYTES", Packed.kept + 100_000)
     for _ in range(2):
         assert _watched(log, chunks)[0] == TEXT
-    assert 0 < Packed.kept <= packed.MOST_BYTES
+    assert 0 < Packed.kept <= compressed_chunks.MOST_BYTES
 
 
 @pytest.mark.parametrize("size", ["4m", "3m"])  # with a quarter free once the log is there, and with next to nothing
@@ -128,7 +129,10 @@ def test_the_last_tenth_of_a_disk_is_for_logs(as_root: None, place: Path, chunks
         status = os.statvfs(disk)
         if size == "4m":
             assert log.packed._bytes > 0
-            assert status.f_bavail * packed.SPARE >= status.f_blocks - (CHUNK_BYTES // 4096) * packed.SPARE
+            assert (
+                status.f_bavail * compressed_chunks.SPARE
+                >= status.f_blocks - (CHUNK_BYTES // 4096) * compressed_chunks.SPARE
+            )
         else:
             assert log.packed._bytes == 0
         log.release()
@@ -138,7 +142,7 @@ def test_a_watcher_joins_though_no_fd_is_free(chunks: watch.Chunks, monkeypatch:
     def none() -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(room, "lowest_fd", none)
+    monkeypatch.setattr(capacity, "lowest_fd", none)
     chunks.join(jobs=1)
     assert chunks.watchers == 1
     chunks.leave()

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from telehandler import pages
-from telehandler.errors import TelehandlerError
-from telehandler.pages import Query
-from telehandler.records import MAX_PAGE_BYTES, SCHEMA_VERSION, Keep, Place, Record, Records
-from telehandler.states import Reason, State
+from telehandler.api import pagination
+from telehandler.api.pagination import Query
+from telehandler.common.errors import TelehandlerError
+from telehandler.common.states import Reason, State
+from telehandler.jobs.records import MAX_PAGE_BYTES, SCHEMA_VERSION, Keep, Place, Record, Records
 
 EVERYBODYS = Query(None, frozenset())
 FINAL = [State.COMPLETED, State.FAILED, State.STOPPED]
@@ -47,10 +47,10 @@ def _walk(records: Records, query: Query, size: int) -> Iterator[list[Record]]:
     """Page by page, by tokens, as a client does."""
     token, more = "", True
     while more:
-        after = pages.unpack(query, token) if token else None
+        after = pagination.unpack(query, token) if token else None
         found, more = records.page(query.owner, query.states, after, size)
         yield found
-        token = pages.pack(query, found[-1].place) if more else ""
+        token = pagination.pack(query, found[-1].place) if more else ""
 
 
 @pytest.mark.parametrize("owner", [None, "ann", "-", "an", "a%"])
@@ -96,22 +96,24 @@ places = st.builds(Place, st.integers(-(1 << 63), (1 << 63) - 1), st.uuids().map
 
 @given(queries, places)
 def test_a_token_leads_back_to_its_place(query: Query, place: Place) -> None:
-    token = pages.pack(query, place)
-    assert len(token) == pages.TOKEN_LETTERS
-    assert pages.unpack(query, token) == place
+    token = pagination.pack(query, place)
+    assert len(token) == pagination.TOKEN_LETTERS
+    assert pagination.unpack(query, token) == place
 
 
 @given(queries, queries, places)
 def test_a_token_is_good_for_its_own_list_alone(query: Query, other: Query, place: Place) -> None:
     if query != other:
         with pytest.raises(ValueError, match="another list"):
-            pages.unpack(other, pages.pack(query, place))
+            pagination.unpack(other, pagination.pack(query, place))
 
 
-@given(st.text(max_size=60) | st.text("AZaz09-_=+/", min_size=pages.TOKEN_LETTERS, max_size=pages.TOKEN_LETTERS))
+@given(
+    st.text(max_size=60) | st.text("AZaz09-_=+/", min_size=pagination.TOKEN_LETTERS, max_size=pagination.TOKEN_LETTERS)
+)
 def test_whatever_is_no_token_is_told(text: str) -> None:
     with pytest.raises(ValueError, match="token"):
-        pages.unpack(EVERYBODYS, text)
+        pagination.unpack(EVERYBODYS, text)
 
 
 def _version(number: int, directory: Path) -> sqlite3.Connection:

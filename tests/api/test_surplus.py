@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from telehandler.records import Keep, Record, Records
-from telehandler.states import State
+from telehandler.common.states import State
+from telehandler.jobs.records import Keep, Record, Records
 
 DAY_MS = 86_400_000
 NOW_NS = 100 * DAY_MS * 1_000_000

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from telehandler import certs
+from telehandler.certs import authority
 
 NAMES = ("root", "server", "client", "bubba", "admin")
 COMMON_NAMES = {"client": "tele-tester", "bubba": "bubba", "admin": "admin"}
@@ -21,7 +21,7 @@ COMMON_NAMES = {"client": "tele-tester", "bubba": "bubba", "admin": "admin"}
 @pytest.fixture(name="made")
 def _made(tmp_path: Path) -> Path:
     directory = tmp_path / "ssl"
-    certs.make_all(directory)
+    authority.make_all(directory)
     return directory
 
 
@@ -58,7 +58,7 @@ def test_s38_keys_are_0600_from_their_creation(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "open", spy)
     old_mask = os.umask(0)
     try:
-        certs.make_all(tmp_path)
+        authority.make_all(tmp_path)
     finally:
         os.umask(old_mask)
     for name in NAMES:
@@ -119,7 +119,7 @@ def _handshake(directory: Path, client_name: str | None, host: str) -> str | Non
     return version
 
 
-@pytest.mark.parametrize("host", certs.SERVER_HOSTS)
+@pytest.mark.parametrize("host", authority.SERVER_HOSTS)
 def test_tls_accepts_every_client_at_every_name(made: Path, host: str) -> None:
     for name in COMMON_NAMES:
         assert _handshake(made, name, host) == "TLSv1.3"
@@ -133,7 +133,7 @@ def test_tls_refuses_what_is_no_client(made: Path, name: str | None) -> None:
 
 def test_a_second_run_changes_nothing(made: Path) -> None:
     before = _contents(made)
-    lines = certs.make_all(made)
+    lines = authority.make_all(made)
     assert _contents(made) == before
     assert all("kept" in line for line in lines)
 
@@ -142,7 +142,7 @@ def test_a_missing_pair_is_made_anew_by_the_same_root(made: Path) -> None:
     before = _contents(made)
     for part in ("", "-key"):
         (made / f"bubba{part}.pem").unlink()
-    certs.make_all(made)
+    authority.make_all(made)
     after = _contents(made)
     assert {name for name in after if after[name] != before[name]} == {"bubba.pem", "bubba-key.pem"}
     _load(made, "bubba").verify_directly_issued_by(_load(made, "root"))
@@ -151,25 +151,25 @@ def test_a_missing_pair_is_made_anew_by_the_same_root(made: Path) -> None:
 def test_an_interrupted_run_is_continued_with_its_keys(made: Path) -> None:
     key = (made / "admin-key.pem").read_bytes()
     (made / "admin.pem").unlink()
-    certs.make_all(made)
+    authority.make_all(made)
     assert (made / "admin-key.pem").read_bytes() == key
     _load(made, "admin").verify_directly_issued_by(_load(made, "root"))
 
 
 def test_a_root_key_kept_elsewhere_is_not_missed(made: Path) -> None:
     (made / "root-key.pem").unlink()
-    assert "elsewhere" in certs.make_all(made)[0]
+    assert "elsewhere" in authority.make_all(made)[0]
     assert not (made / "root-key.pem").exists()
 
 
 def test_further_server_names(tmp_path: Path) -> None:
-    certs.make_all(tmp_path, ["build.example", "10.0.0.7"])
+    authority.make_all(tmp_path, ["build.example", "10.0.0.7"])
     assert _handshake(tmp_path, "client", "build.example") == "TLSv1.3"
     assert _handshake(tmp_path, "client", "10.0.0.7") == "TLSv1.3"
 
 
 def _other_root(directory: Path) -> None:
-    certs.make_all(directory.parent / "other")
+    authority.make_all(directory.parent / "other")
     for part in ("", "-key"):
         (directory / f"root{part}.pem").write_bytes((directory.parent / "other" / f"root{part}.pem").read_bytes())
 
@@ -193,8 +193,8 @@ def _expire(directory: Path) -> None:
     for path in directory.iterdir():
         path.unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(certs, "ROOT_DAYS", 0)
-        certs.make_all(directory)
+        patch.setattr(authority, "ROOT_DAYS", 0)
+        authority.make_all(directory)
 
 
 DAMAGES: list[tuple[Callable[[Path], None], str]] = [
@@ -215,28 +215,28 @@ def test_what_is_in_use_is_never_written_over(
 ) -> None:
     damage(made)
     before = _contents(made)
-    assert certs.main([str(made)]) == certs.EXIT_FAILED
+    assert authority.main([str(made)]) == authority.EXIT_FAILED
     assert message in capsys.readouterr().err
     assert _contents(made) == before
 
 
 def test_a_key_of_another_pair_is_noticed(made: Path) -> None:
     (made / "admin-key.pem").write_bytes((made / "bubba-key.pem").read_bytes())
-    with pytest.raises(certs.CertificateError, match="for another key"):
-        certs.make_all(made)
+    with pytest.raises(authority.CertificateError, match="for another key"):
+        authority.make_all(made)
 
 
 @pytest.mark.parametrize(
     ("host", "message"), [("new.example", "is not for new.example"), ("münchen", "neither an address")]
 )
 def test_a_name_the_server_lacks(made: Path, host: str, message: str) -> None:
-    with pytest.raises(certs.CertificateError, match=message):
-        certs.make_all(made, [host])
+    with pytest.raises(authority.CertificateError, match=message):
+        authority.make_all(made, [host])
 
 
 def test_a_directory_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    assert certs.main([str(tmp_path / "file")]) == certs.EXIT_FAILED
+    assert authority.main([str(tmp_path / "file")]) == authority.EXIT_FAILED
     error = capsys.readouterr().err
     assert error.startswith("certs: ")
     assert error.count("\n") == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from servers import ROOT, Server, alive, descendants, processes_with, wait_until
 
-from telehandler.benchmark import Result, faults
+from telehandler.client.benchmark import Result, faults
 from telehandler.pb import telehandler_pb2 as pb
 
 MIB = 1 << 20

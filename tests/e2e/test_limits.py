@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from servers import COMMAND, ROOT, Server
 
-from telehandler.states import Reason, State, end
+from telehandler.common.states import Reason, State, end
 
 FACTS = dict.fromkeys(("exit_code", "signal", "oom_kills", "pids_refused", "timed_out"), 0)
 

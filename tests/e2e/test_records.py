@@ -15,7 +15,7 @@ from edge import SERVICE, Caller
 from kept import listed, output_of
 from servers import ROOT, Server, alive, free_address, processes_with, wait_until
 
-from telehandler.client import Client
+from telehandler.client.connection import Client
 from telehandler.pb import telehandler_pb2 as pb
 
 Make = Callable[..., Server]

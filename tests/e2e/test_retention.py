@@ -12,8 +12,8 @@ from pathlib import Path
 from kept import give, listed, output_of, state_of_before, write_jobs
 from servers import ROOT, Server, alive, free_address, processes_with, wait_until
 
-from telehandler.records import Record
-from telehandler.states import Reason, State
+from telehandler.common.states import Reason, State
+from telehandler.jobs.records import Record
 
 Make = Callable[..., Server]
 MANY = 2100  # over two of the client's pages

@@ -18,8 +18,8 @@ from edge import client_of
 from kept import give
 from servers import ROOT, Server, alive, free_address, wait_until
 
-from telehandler.client import Client, End
-from telehandler.log import Stream
+from telehandler.client.connection import Client, End
+from telehandler.output.log import Stream
 from telehandler.pb import telehandler_pb2 as pb
 
 JOBS, BY_COMMAND = 50, 5  # the last ones are watched by `client watch`, the others by its library, in threads

@@ -15,9 +15,9 @@ from kept import listed, starts_noted
 from proxy import Proxy
 from servers import ROOT, Server, free_address, processes_with, wait_until
 
-from telehandler import bounds
-from telehandler.client import CALL_TIMEOUT_S
-from telehandler.link import REPLY_TIMEOUT_S
+from telehandler.client.connection import CALL_TIMEOUT_S
+from telehandler.common import bounds
+from telehandler.jobs.helper_link import REPLY_TIMEOUT_S
 from telehandler.pb import telehandler_pb2 as pb
 
 NOTICED_S = bounds.KEEPALIVE_S + bounds.KEEPALIVE_TIMEOUT_S

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 from held import copies
 
-from telehandler import control
-from telehandler.errors import TelehandlerError
+from telehandler.common import control
+from telehandler.common.errors import TelehandlerError
 
 Pair = tuple[socket.socket, socket.socket]
 

@@ -12,8 +12,8 @@ import pytest
 
 from helper.monitor import JobState
 from helper.wire import Type
-from telehandler import states
-from telehandler.states import State
+from telehandler.common import states
+from telehandler.common.states import State
 
 API_DEATHS, HELPER_DEATHS = 3, 2
 SOCKET_MESSAGES = 2  # that fit into the socket: the rest waits in the helper's queue

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from servers import Server, alive, free_address, wait_until
 
+from telehandler.common.states import Reason, State
 from telehandler.pb import telehandler_pb2 as pb
-from telehandler.states import Reason, State
 
 EXAMPLES, STEPS = int(os.environ.get("MODEL_EXAMPLES", "30")), 16
 # A server counts how often its api dies in a minute, and waits longer each time: it is renewed before that matters.

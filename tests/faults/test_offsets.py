@@ -11,7 +11,7 @@ import pytest
 from edge import SERVICE, Answer, Caller
 from servers import Server, wait_until
 
-from telehandler import bounds
+from telehandler.common import bounds
 from telehandler.pb import telehandler_pb2 as pb
 
 OK, OUT_OF_RANGE = grpc.StatusCode.OK, grpc.StatusCode.OUT_OF_RANGE

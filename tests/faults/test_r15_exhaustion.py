@@ -20,7 +20,7 @@ from servers import Server, cgroup_root, free_address, wait_until
 
 from helper import wire
 from helper.wire import Stage, Type
-from telehandler.link import HelperLink, Order, Unreceived
+from telehandler.jobs.helper_link import HelperLink, Order, Unreceived
 
 pytestmark = pytest.mark.usefixtures("as_root")
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")

@@ -14,7 +14,7 @@ import pytest
 import sudo_user
 from servers import COMMAND, ROOT, cgroup_root, write_policy
 
-from telehandler.prerequisites import LEAST_KERNEL
+from telehandler.supervisor.prerequisites import LEAST_KERNEL
 
 pytestmark = pytest.mark.usefixtures("as_root")
 NONE = "mount -t tmpfs none /sys/fs/cgroup"

@@ -18,7 +18,7 @@ import pytest
 from edge import Caller
 from servers import Server, alive, free_address, processes_with, wait_until
 
-from telehandler.log import JobLog, Stream
+from telehandler.output.log import JobLog, Stream
 
 MIB = 1 << 20
 SEQ = b"".join(b"%d\n" % number for number in range(1, 600_001))  # 4 MiB

@@ -11,8 +11,8 @@ import pytest
 from edge import client_of
 from servers import Server, alive, cgroup_root, free_address, wait_until
 
-from telehandler.client import Client, End
-from telehandler.errors import TelehandlerError
+from telehandler.client.connection import Client, End
+from telehandler.common.errors import TelehandlerError
 from telehandler.pb import telehandler_pb2 as pb
 
 JOBS, CLIENTS = 30, 4

@@ -15,8 +15,8 @@ import grpc
 from edge import SERVICE, Caller
 from servers import ROOT, Server, wait_until
 
+from telehandler.output.watch import CACHE_BYTES, IN_FLIGHT_BYTES
 from telehandler.pb import telehandler_pb2 as pb
-from telehandler.watch import CACHE_BYTES, IN_FLIGHT_BYTES
 
 WATCHERS = 99
 FIRST, REST = 1 << 20, 24 << 20  # bytes before and after the watchers are there; random, so that nothing shrinks

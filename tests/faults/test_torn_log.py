@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from telehandler.log import JobLog, Stream
+from telehandler.output.log import JobLog, Stream
 
 PIECES = ((Stream.STDOUT, b"first\n"), (Stream.STDERR, b"second\n"), (Stream.STDOUT, b"third\n"))
 BYTES = b"".join(piece for _, piece in PIECES)

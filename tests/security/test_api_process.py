@@ -16,7 +16,7 @@ import pytest
 from driver import Helper
 from servers import ROOT, Server, cgroup_root, descendants, wait_until
 
-from telehandler import control
+from telehandler.common import control
 
 pytestmark = pytest.mark.usefixtures("as_root")
 NOBODY = 65534
@@ -57,7 +57,7 @@ print(json.dumps([os.getuid(), signal, result]))
 # Starts an api as root starts one that has kept what it could: a capability in every set, root's uid here or there.
 API = """
 import capng, os, sys
-from telehandler import api
+from telehandler.api import process
 uids = [int(word) for word in sys.argv[1:]]
 if any(uids):
     capng.capng_clear(capng.CAPNG_SELECT_BOTH)
@@ -68,7 +68,7 @@ if any(uids):
         assert capng.capng_change_id(uids[0], uids[0], capng.CAPNG_DROP_SUPP_GRP) == 0
     os.setresuid(*uids)
 print(open("/proc/self/status").read(), flush=True)
-api.main()
+process.main()
 """
 
 
@@ -173,7 +173,7 @@ def test_s13_the_server_is_not_told_to_serve_as_root(place: Path, ssl: Path, pol
 # Puts a key into the session keyring, as a login or a mount may, gives up root or not, looks for it.
 KEYS = """
 import ctypes, errno, pwd, sys
-from telehandler import privileges
+from telehandler.common import privileges
 libc = ctypes.CDLL(None, use_errno=True)
 SESSION, ADD_KEY, KEYCTL, JOIN, SEARCH = -3, 248, 250, 1, 10
 assert libc.syscall(KEYCTL, JOIN, None) > 0

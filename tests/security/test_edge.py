@@ -15,7 +15,7 @@ import pytest
 from edge import METHODS, ORIGINAL, SERVICE, Answer, Caller
 from servers import Server, cgroup_root, wait_until
 
-from telehandler import bounds
+from telehandler.common import bounds
 from telehandler.pb import telehandler_pb2 as pb
 
 OK = grpc.StatusCode.OK

@@ -13,8 +13,8 @@ from held import copies
 
 from helper import wire
 from helper.wire import Type
-from telehandler.errors import HelperUnavailable
-from telehandler.link import HelperLink, Order
+from telehandler.common.errors import HelperUnavailable
+from telehandler.jobs.helper_link import HelperLink, Order
 
 _DONE = wire.pack(Type.DONE, 1)
 _PASSED = os.memfd_create("telehandler-test")  # each fd that is passed is of this file, and no other is

@@ -12,9 +12,9 @@ from servers import Server
 from soak import program
 from soak.calls import AGAIN, CALL_S, Answer, Calls
 
-from telehandler.errors import EXIT_OURS
+from telehandler.common.errors import EXIT_OURS
+from telehandler.common.states import Reason, State
 from telehandler.pb import telehandler_pb2 as pb
-from telehandler.states import Reason, State
 
 USERS = 8  # jobs at once
 KEEP_JOBS = 60  # of the server; more ended jobs than this after one, and it may be gone

@@ -1,0 +1,47 @@
+"""Pages of a list: what was asked for, and the token that says where the next page begins."""
+
+import base64
+import binascii
+import hashlib
+import struct
+import uuid as uuids
+from typing import NamedTuple
+
+from telehandler.common.states import State
+from telehandler.jobs.records import Place
+
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1000
+_TOKEN = struct.Struct(">q16s8s")  # start in ns, UUID, check
+TOKEN_LETTERS = len(base64.urlsafe_b64encode(bytes(_TOKEN.size)))
+
+
+class Query(NamedTuple):
+    """`owner` None: everybody. No `states`: all."""
+
+    owner: str | None
+    states: frozenset[State]
+
+
+def pack(query: Query, place: Place) -> str:
+    """The token of the page behind `place`; good for this query alone."""
+    uuid = uuids.UUID(place.uuid).bytes
+    return base64.urlsafe_b64encode(_TOKEN.pack(place.start_ns, uuid, _check(query, place.start_ns, uuid))).decode()
+
+
+def unpack(query: Query, token: str) -> Place:
+    """Raises ValueError. A token that somebody makes up is no secret's loss: it only says where to begin."""
+    if len(token) != TOKEN_LETTERS:
+        raise ValueError("not a token's length")
+    try:
+        start_ns, uuid, check = _TOKEN.unpack(base64.b64decode(token, altchars=b"-_", validate=True))
+    except (struct.error, binascii.Error):
+        raise ValueError("not a token") from None
+    if check != _check(query, start_ns, uuid):
+        raise ValueError("the token of another list")
+    return Place(start_ns, str(uuids.UUID(bytes=uuid)))
+
+
+def _check(query: Query, start_ns: int, uuid: bytes) -> bytes:
+    asked = repr((query.owner, sorted(query.states), start_ns, uuid))
+    return hashlib.sha256(asked.encode()).digest()[:8]

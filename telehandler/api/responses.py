@@ -1,0 +1,99 @@
+"""What clients are answered: a job's status, how it ended, and errors as status codes."""
+
+import os
+import sqlite3
+import sys
+import traceback
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from helper.wire import Stage
+from telehandler.api.validation import Refusal
+from telehandler.common import capacity
+from telehandler.common.errors import Exhausted, HelperRefused, RequestReused, ServerEnding, TelehandlerError
+from telehandler.common.states import State
+from telehandler.jobs.manager import Job
+from telehandler.pb import telehandler_pb2 as pb
+
+_CODES = {
+    Stage.REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
+    Stage.POLICY: grpc.StatusCode.INVALID_ARGUMENT,
+    Stage.CAPACITY: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Stage.NO_SUCH_JOB: grpc.StatusCode.FAILED_PRECONDITION,
+}
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+async def abort(context: Context, error: Exception) -> None:
+    """Ends a call with the status of an error."""
+    if isinstance(error, TimeoutError):
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the server did not get it done in time: ask again")
+    if isinstance(error, Refusal):
+        await context.abort(error.code, str(error))
+    if isinstance(error, HelperRefused):
+        code = _CODES.get(Stage(error.stage), grpc.StatusCode.FAILED_PRECONDITION)
+        text = str(error)
+        if error.errno in capacity.ERRORS and error.stage != Stage.CAPACITY:
+            code, text = grpc.StatusCode.RESOURCE_EXHAUSTED, f"the helper cannot start a job now: {error}"
+        stage = Stage(error.stage).name.lower()
+        await context.abort(code, text, (("telehandler-stage", stage), ("telehandler-errno", str(error.errno))))
+    if isinstance(error, ServerEnding):
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+    if isinstance(error, RequestReused):
+        await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
+    if isinstance(error, Exhausted):
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+    if isinstance(error, TelehandlerError):
+        await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+    if isinstance(error, OSError) and error.errno in capacity.ERRORS:
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"not now: {os.strerror(error.errno)}")
+    if isinstance(error, sqlite3.OperationalError):  # its text is sqlite's own
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the server's records take no more: {error}")
+    # Unforeseen. Its text may hold paths or what a user sent: the log gets only its place, the client nothing.
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    print(f"telehandler: {type(error).__name__} at {frame.filename}:{frame.lineno}", file=sys.stderr, flush=True)
+    await context.abort(grpc.StatusCode.INTERNAL, "an internal error: the server's log has it")
+
+
+def state(job: Job) -> str:
+    return pb.JobState.Name(job.record.state)
+
+
+def end_metadata(job: Job) -> tuple[tuple[str, str], ...]:
+    record = job.record
+    return (
+        ("telehandler-state", record.state.name.lower()),
+        ("telehandler-reason", record.reason.name.lower()),
+        ("telehandler-exit-code", str(record.exit_code)),
+        ("telehandler-signal", str(record.signal)),
+        ("telehandler-detail", record.extra.get("log_error", "")),
+    )
+
+
+def status(job: Job) -> pb.JobStatus:
+    record = job.record
+    answer = pb.JobStatus(
+        name=record.name,
+        state=state(job),
+        exit_code=record.exit_code,
+        owner=record.owner,
+        argv=record.argv,
+        reason=pb.JobReason.Name(record.reason),
+        signal=record.signal,
+        stdout_bytes=record.stdout_bytes,
+        stderr_bytes=record.stderr_bytes,
+        job_uid=record.job_uid,
+        cpu_usec=record.cpu_usec,
+        memory_peak_bytes=record.memory_peak_bytes,
+        stdout_sha256=bytes.fromhex(record.stdout_sha256),
+        stderr_sha256=bytes.fromhex(record.stderr_sha256),
+        dropped_bytes=job.log.floor if job.log else record.dropped_bytes,
+    )
+    if job.log:
+        answer.stdout_bytes, answer.stderr_bytes = job.log.sizes.values()
+    answer.start_time.FromNanoseconds(record.start_ns)
+    if record.state is not State.RUNNING:
+        answer.end_time.FromNanoseconds(record.end_ns)
+    return answer

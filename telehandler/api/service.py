@@ -1,0 +1,200 @@
+"""The RPCs: requests checked and authorised, jobs called, answers made. One handler for each RPC."""
+
+import asyncio
+import signal
+import uuid as uuids
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.empty_pb2 import Empty
+
+from telehandler.api import pagination, responses, validation
+from telehandler.api.auth import AuthError, Caller, caller_of
+from telehandler.api.responses import Context
+from telehandler.api.tls import TLS_VERSION
+from telehandler.api.validation import Refusal
+from telehandler.common import bounds
+from telehandler.jobs import manager as core
+from telehandler.jobs.manager import Job, Jobs
+from telehandler.output import watch
+from telehandler.pb import telehandler_pb2 as pb
+
+SERVICE = "telehandler.v1.TelehandlerService"
+ORIGINAL_SERVICE = "drrev.telehandler.foreman.v1alpha1.ForemanService"
+_NO_JOB = "no such job, or not yours"
+
+
+class Service:
+    """Handlers by RPC name. A handler gets the caller; what has no handler is not served."""
+
+    def __init__(self, jobs: Jobs, admins: frozenset[str], max_calls: int) -> None:
+        self._max_calls = max_calls  # of one user, under way at once
+        self._chunks = watch.Chunks()
+        self._jobs, self._admins = jobs, admins
+        self._calls: Counter[str] = Counter()  # under way, by user
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        """All RPCs under our name, and under the original's."""
+        unary: dict[str, tuple[Any, Callable[[Any, Caller, Context], Awaitable[Any]]]] = {
+            "StartJob": (pb.StartJobRequest, self.start_job),
+            "StopJob": (pb.StopJobRequest, self.stop_job),
+            "ListJobs": (pb.ListJobsRequest, self.list_jobs),
+            "DeleteJob": (pb.DeleteJobRequest, self.delete_job),
+            "GetJobStatus": (pb.GetJobStatusRequest, self.get_job_status),
+            "SignalJob": (pb.SignalJobRequest, self.signal_job),
+        }
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            name: grpc.unary_unary_rpc_method_handler(
+                self._call(handler),
+                request_deserializer=message.FromString,
+                response_serializer=lambda answer: answer.SerializeToString(),
+            )
+            for name, (message, handler) in unary.items()
+        }
+        # No serialiser: chunks are serialised once for all watchers.
+        methods["WatchJobOutput"] = grpc.unary_stream_rpc_method_handler(
+            self._call(self.watch_job_output), request_deserializer=pb.WatchJobOutputRequest.FromString
+        )
+        original = {name: methods[name] for name in ("StartJob", "StopJob", "GetJobStatus", "WatchJobOutput")}
+        return [
+            grpc.method_handlers_generic_handler(SERVICE, methods),
+            grpc.method_handlers_generic_handler(ORIGINAL_SERVICE, original),
+        ]
+
+    async def start_job(self, request: pb.StartJobRequest, caller: Caller, context: Context) -> pb.JobResponse:
+        owner = request.parent.removeprefix("users/") or caller.name
+        if request.parent and not request.parent.startswith("users/"):
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the parent must be users/{user}, or empty")
+        if owner != caller.name:
+            raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "a job's parent must be its caller")
+        wanted = validation.start_request(request, owner)
+        if request.validate_only:
+            return pb.JobResponse(sandbox=await self._jobs.check(wanted))
+        job = await self._jobs.start(wanted)
+        return pb.JobResponse(name=job.record.name, uid=job.record.uuid, state=responses.state(job))
+
+    async def stop_job(self, request: pb.StopJobRequest, caller: Caller, context: Context) -> Empty:
+        job = self._find(request.name, caller)
+        number = validation.signal_number(request.signal or 15)
+        grace = core.DEFAULT_GRACE_S
+        if request.HasField("grace"):
+            grace = request.grace.seconds + request.grace.nanos / 1e9
+        if not 0 <= grace <= core.MAX_GRACE_S:
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"the grace must be from 0 to {core.MAX_GRACE_S:.0f} s")
+        await self._jobs.stop(job, number, grace)
+        return Empty()
+
+    async def list_jobs(self, request: pb.ListJobsRequest, caller: Caller, context: Context) -> pb.ListJobsResponse:
+        query = pagination.Query(validation.owner(request.parent, caller), validation.states(request.states))
+        if request.page_size < 0:
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the page size must not be negative")
+        size = min(request.page_size or pagination.DEFAULT_PAGE_SIZE, pagination.MAX_PAGE_SIZE)
+        try:
+            after = pagination.unpack(query, request.page_token) if request.page_token else None
+        except ValueError:
+            text = "the page token is of no page before of the same list: begin without one"
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text) from None
+        jobs, more = self._jobs.list_jobs(query.owner, query.states, after, size)
+        token = pagination.pack(query, jobs[-1].record.place) if more else ""
+        return pb.ListJobsResponse(jobs=[responses.status(job) for job in jobs], next_page_token=token)
+
+    async def delete_job(self, request: pb.DeleteJobRequest, caller: Caller, context: Context) -> Empty:
+        job = self._find(request.name, caller)
+        if not job.ended.is_set():
+            if not request.force:
+                raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "the job is running: stop it first, or use force")
+            await self._jobs.stop(job, signal.SIGKILL, 0)
+        await self._jobs.delete(job)
+        return Empty()
+
+    async def get_job_status(self, request: pb.GetJobStatusRequest, caller: Caller, context: Context) -> pb.JobStatus:
+        job = self._find(request.name, caller)
+        if request.wait:
+            await job.ended.wait()
+        context.set_trailing_metadata((("telehandler-detail", job.record.extra.get("log_error", "")),))
+        return responses.status(job)
+
+    async def signal_job(self, request: pb.SignalJobRequest, caller: Caller, context: Context) -> Empty:
+        job = self._find(request.name, caller)
+        number = validation.signal_number(request.signal)
+        if job.ended.is_set():
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "the job has ended")
+        await self._jobs.signal(job, number)
+        return Empty()
+
+    async def watch_job_output(self, request: pb.WatchJobOutputRequest, caller: Caller, context: Context) -> None:
+        job = self._find(request.name, caller)
+        log = self._jobs.open_log(job)
+        self._chunks.join(self._jobs.running)
+        try:
+            wish = await validation.wish(request, log)
+            async for message in watch.messages(log, self._chunks, wish):
+                await context.write(message)
+            if log.ended:
+                await job.ended.wait()
+                context.set_trailing_metadata(responses.end_metadata(job))
+        finally:
+            self._chunks.leave()
+            log.release()
+
+    # What every call goes through
+
+    def _caller(self, context: Context) -> Caller:
+        properties = context.auth_context()
+        certificates = list(properties.get("x509_pem_cert", []))
+        if list(properties.get("ssl_tls_version", [])) != [TLS_VERSION] or len(certificates) != 1:
+            raise Refusal(grpc.StatusCode.UNAUTHENTICATED, "TLS 1.3 and a client certificate are needed")
+        try:
+            return caller_of(certificates[0], self._admins)
+        except AuthError as error:
+            raise Refusal(grpc.StatusCode.UNAUTHENTICATED, str(error)) from None
+
+    def _admit(self, context: Context) -> Caller:
+        """The caller, whose call is counted until it ends."""
+        caller = self._caller(context)
+        if self._calls[caller.name] >= self._max_calls:
+            text = f"{self._max_calls} calls of one user are under way: end some, such as watches"
+            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        self._calls[caller.name] += 1
+        context.add_done_callback(lambda _: self._done(caller.name))  # type: ignore[arg-type]  # the stub names a class
+        return caller
+
+    def _done(self, user: str) -> None:
+        self._calls[user] -= 1
+        if not self._calls[user]:
+            del self._calls[user]
+
+    def _find(self, name: str, caller: Caller) -> Job:
+        """The caller's job, or anybody's for an admin; someone else's and none at all look the same."""
+        words = name.split("/")
+        if len(words) != 4 or words[0] != "users" or words[2] != "jobs":
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a job's name is users/{user}/jobs/{uuid}")
+        try:
+            uuid = str(uuids.UUID(words[3]))
+        except ValueError:
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a job's name ends in a UUID") from None
+        job = self._jobs.find(uuid) if caller.may_see(words[1]) else None
+        if job is None or job.record.owner != words[1]:
+            raise Refusal(grpc.StatusCode.NOT_FOUND, _NO_JOB)
+        return job
+
+    def _call(self, handler: Callable[[Any, Caller, Context], Awaitable[Any]]) -> Callable[[Any, Context], Any]:
+        async def call(request: Any, context: Context) -> Any:
+            try:
+                async with asyncio.timeout(_handling_s(request)):
+                    return await handler(request, self._admit(context), context)
+            except Exception as error:
+                await responses.abort(context, error)
+
+        return call
+
+
+def _handling_s(request: Any) -> float | None:
+    """How long the call of a request may take; None: as long as its client is there."""
+    if isinstance(request, pb.WatchJobOutputRequest) or getattr(request, "wait", False):
+        return None
+    grace_s = float(request.grace.seconds) if request.DESCRIPTOR.name == "StopJobRequest" else 0
+    return bounds.HANDLING_TIMEOUT_S + min(max(grace_s, 0), core.MAX_GRACE_S)

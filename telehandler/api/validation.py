@@ -1,0 +1,130 @@
+"""What clients ask for in their messages, checked before anything is done: a Refusal names what is wrong."""
+
+import asyncio
+import hashlib
+import re
+import uuid as uuids
+from collections.abc import Iterable
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from helper.wire import LIMITS, MAX_COUNT, MAX_SIGNAL, MAX_STRING
+from telehandler.api.auth import Caller
+from telehandler.common import bounds
+from telehandler.common.states import State
+from telehandler.jobs.start import DEFAULT_ENV, Request
+from telehandler.output import watch
+from telehandler.output.log import Cap, JobLog, Stream
+from telehandler.pb import telehandler_pb2 as pb
+
+_MAX_SECONDS = 253_402_300_799  # of a time, either way: the last one of the year 9999
+_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
+
+
+class Refusal(Exception):
+    """Ends a call with a status."""
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def start_request(request: pb.StartJobRequest, owner: str) -> Request:
+    """What the helper takes; what it would treat as a violation is refused here, with a reason."""
+    if request.argv and (request.command or request.args):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "argv goes without command and args")
+    argv: list[bytes] = list(request.argv) or [text.encode() for text in (request.command, *request.args)]
+    env = {name.encode(): value for name, value in request.env.items()}
+    cwd = request.working_directory.encode()
+    if not argv[0]:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "no command: say what to run")
+    if cwd and not cwd.startswith(b"/"):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the working directory must be an absolute path")
+    if any(not name or b"=" in name for name in env):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a variable's name must not be empty or contain '='")
+    texts = [*argv, *env, *env.values(), cwd, request.profile.encode()]
+    if any(b"\0" in text or len(text) > MAX_STRING // 2 for text in texts):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"an argument has a NUL byte or over {MAX_STRING // 2} bytes")
+    if len(argv) > MAX_COUNT or len(env) > MAX_COUNT - len(DEFAULT_ENV):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"over {MAX_COUNT} arguments or variables")
+    limits = {name: getattr(request.limits, name) for name in LIMITS.split()}
+    if request.log_policy not in pb.LogPolicy.values():
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"log policies are: {', '.join(pb.LogPolicy.keys())}")
+    cap = Cap(request.log_max_bytes, request.log_policy == pb.LOG_POLICY_DROP_OLDEST)
+    if request.log_policy and not cap.max_bytes:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a log policy needs a cap, log_max_bytes")
+    kill = request.log_policy == pb.LOG_POLICY_KILL
+    identity = _identity(request, owner) if request.request_id else ("", "")
+    return Request(owner, argv, env, cwd, limits, request.profile, cap, kill, *identity)
+
+
+def _identity(request: pb.StartJobRequest, owner: str) -> tuple[str, str]:
+    """The request id in its one form, and a digest of all the rest, which must be the same with the same id."""
+    if not _UUID.fullmatch(request.request_id) or not uuids.UUID(request.request_id).int:
+        text = "a request id is a UUID, such as 4f1c2a9e-0b1d-4c52-9d0a-3f6f1f5b7a10, and not all zeros"
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text)
+    rest = pb.StartJobRequest()
+    rest.CopyFrom(request)
+    rest.request_id, rest.parent = "", f"users/{owner}"
+    return request.request_id.lower(), hashlib.sha256(rest.SerializeToString(deterministic=True)).hexdigest()
+
+
+async def wish(request: pb.WatchJobOutputRequest, log: JobLog) -> watch.Wish:
+    """Where to begin, and what to send."""
+    if request.stream not in (0, *Stream):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a stream is stdout, stderr, or unspecified for both")
+    stream = Stream(request.stream) if request.stream else None
+    since_ns, until_ns = _nanoseconds(request.since), _nanoseconds(request.until)
+    offset = request.offset
+    if request.HasField("tail_lines"):
+        if offset or since_ns:
+            raise Refusal(
+                grpc.StatusCode.INVALID_ARGUMENT, "the last lines go without an offset and a time to begin at"
+            )
+        if request.tail_lines > bounds.MAX_TAIL_LINES:
+            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"at most the last {bounds.MAX_TAIL_LINES} lines")
+        offset = log.size
+        if request.tail_lines:
+            offset = await asyncio.to_thread(log.tail, request.tail_lines, stream)
+    elif since_ns:
+        offset = max(offset, log.at_time(since_ns))
+    if offset > log.size:
+        text = f"offset {offset} is beyond the output, which has {log.size} bytes{'' if log.ended else ' so far'}"
+        raise Refusal(grpc.StatusCode.OUT_OF_RANGE, text)
+    return watch.Wish(offset, not request.no_follow, stream, until_ns, request.accept_zstd, request.exact_times)
+
+
+def _nanoseconds(time: Timestamp) -> int:
+    """Since the epoch; 0 for none."""
+    if not -_MAX_SECONDS <= time.seconds <= _MAX_SECONDS or not 0 <= time.nanos < 1_000_000_000:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a time has from 0001 to 9999 as its year and nanos from 0 up")
+    return time.seconds * 1_000_000_000 + time.nanos
+
+
+def owner(parent: str, caller: Caller) -> str | None:
+    """Whose jobs are to be listed; None: everybody's."""
+    user = parent.removeprefix("users/")
+    if parent and (user == parent or not user or "/" in user):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the parent must be users/{user}, users/-, or empty")
+    if not parent:
+        return caller.name
+    if user == "-" and caller.admin:  # AIP-159
+        return None
+    if user == "-" or not caller.may_see(user):
+        raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "the jobs of others are for admins to list")
+    return user
+
+
+def states(numbers: Iterable[int]) -> frozenset[State]:
+    try:
+        return frozenset(State(number) for number in numbers)
+    except ValueError:
+        text = f"states are: {', '.join(pb.JobState.Name(state) for state in State)}"
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text) from None
+
+
+def signal_number(number: int) -> int:
+    if not 1 <= number <= MAX_SIGNAL:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"a signal is a number from 1 to {MAX_SIGNAL}")
+    return number

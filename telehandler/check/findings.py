@@ -1,0 +1,312 @@
+"""`telehandler check`: what this installation can do, and which security properties it holds, found by trying.
+
+Findings are named as in docs/security.md. What shows only in the code is proved by the tests, and is not judged here.
+"""
+
+import datetime
+import json
+import os
+import shlex
+import socket
+import ssl
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cryptography import x509
+
+from helper import wire
+from helper.wire import Stage
+from telehandler import local
+from telehandler.common.errors import HelperRefused, TelehandlerError
+from telehandler.jobs.manager import Jobs
+from telehandler.jobs.start import Request
+from telehandler.output.log import Stream
+from telehandler.supervisor import helper_process, prerequisites
+from telehandler.supervisor.prerequisites import Finding
+
+PROBE = Path(__file__).with_name("probe.py")
+CONTROLLERS = {"cpu": "cpu.max", "memory": "memory.max", "io": "io.max", "pids": "pids.max"}
+EXPIRY_DAYS = 30
+_TIMEOUT_S = 10.0
+_EPERM, _ENOSYS = 1, 38
+_FAR_TOO_MUCH = 1 << 62
+_WRITABLE = {"/proc", "/tmp", "/var/tmp", "/dev/shm", "/dev/pts"}
+
+
+class Place(NamedTuple):
+    """Where to look."""
+
+    server: str
+    pairs: dict[str, tuple[str, str]]  # certificate and key files, by whose they are
+    root: str
+    cgroup_root: str | None
+    policy: str | None
+
+
+def machine(place: Place) -> Iterator[Finding]:
+    """Kernel, cgroup v2, helper, controllers, certificates."""
+    needed = list(prerequisites.findings(place.cgroup_root, place.policy))
+    yield from needed
+    if not all(finding.ok for finding in needed):
+        yield from _certificates(place)
+        return  # the helper would not start
+    command = shlex.join(helper_process.command(place.cgroup_root, place.policy))
+    try:
+        rows = _verdict(place)
+    except HelperRefused as refused:
+        yield Finding("helper", True, f"starts: {command}")
+        yield Finding("job", False, f"an ordinary job would be refused: {refused}", _remedy(refused))
+    else:
+        yield Finding("helper", True, f"starts: {command}")
+        yield Finding("job", True, f"an ordinary job may run, in the profile {rows.get('profile_name', '')}")
+        yield _controllers(rows)
+    yield from _certificates(place)
+
+
+def security(place: Place) -> Iterator[Finding]:
+    """The properties of docs/security.md that can be tried on a running installation."""
+    rows = _verdict(place)
+    probe = json.loads(local.with_jobs(place.cgroup_root, place.policy, partial(_output, _probe_request())))
+    yield from _protocol(place)
+    yield _controllers(rows)._replace(name="S10")
+    yield _refusal(place, "S10", "a limit beyond the policy's maximum is refused", limits={"pids": _FAR_TOO_MUCH})
+    yield _files(place)
+    yield _refusal(place, "S15", "a working directory in /proc is refused", cwd=b"/proc/self/fd")
+    yield from _inside(probe, rows)
+    yield from _processes()
+    yield from _server(place)
+    yield from (finding for finding in _certificates(place) if finding.name == "S38")
+
+
+def _remedy(refused: HelperRefused) -> str:
+    if refused.stage != Stage.LIMIT:
+        return "see the policy, /etc/telehandler/policy.toml or --helper-policy"
+    return "give cgroup v2 the controller, or live without limits: --helper-policy contrib/policy-no-limits.toml"
+
+
+def _request(**changes: Any) -> Request:
+    fields = {"owner": "check", "argv": [b"true"], "env": {}, "cwd": b"/", "limits": {}, "profile": ""}
+    return Request(**(fields | changes))
+
+
+def _probe_request() -> Request:
+    return _request(argv=[b"/usr/bin/python3", b"-I", b"-S", b"-c", PROBE.read_bytes()])
+
+
+def _verdict(place: Place) -> dict[str, str]:
+    """The rows of a dry run, those of one name joined."""
+    found: dict[str, str] = {}
+    for row in local.check(_request(), place.cgroup_root, place.policy):
+        name, _, value = row.decode("utf-8", "replace").partition(" ")
+        found[name] = f"{found[name]} {value}" if name in found else value
+    return found
+
+
+async def _output(request: Request, jobs: Jobs) -> bytes:
+    """A job's stdout. Raises TelehandlerError with its stderr when it fails."""
+    job = await jobs.start(request)
+    log = jobs.open_log(job)
+    await job.ended.wait()
+    outputs = {Stream.STDOUT: b"", Stream.STDERR: b""}
+    for segment in log.segments(0):
+        outputs[segment.stream] += log.bytes_at(segment.offset, segment.end - segment.offset)
+    log.release()
+    if job.record.exit_code:
+        raise TelehandlerError(f"the probe failed: {outputs[Stream.STDERR].decode('utf-8', 'replace')[-300:]}")
+    return outputs[Stream.STDOUT]
+
+
+def _controllers(rows: dict[str, str]) -> Finding:
+    missing = [name for name, file in CONTROLLERS.items() if file not in rows]
+    remedy = "give cgroup v2 these controllers (boot with systemd.unified_cgroup_hierarchy=1), or live without limits"
+    text = f"limits are not in force, as the policy allows: {', '.join(missing)}" if missing else ""
+    return Finding("limits", not missing, text or "limits of cpu, memory, io and processes are in force", remedy)
+
+
+def _refusal(place: Place, name: str, text: str, **changes: Any) -> Finding:
+    try:
+        local.check(_request(**changes), place.cgroup_root, place.policy)
+    except HelperRefused:
+        return Finding(name, True, text)
+    return Finding(name, False, f"not so: {text}", "install the helper anew")
+
+
+def _protocol(place: Place) -> Iterator[Finding]:
+    """A violation ends the helper; so does a stdin that is no socket. Its other habits show while it lives."""
+    process, sock = helper_process.start(place.cgroup_root, place.policy, stderr=subprocess.DEVNULL)
+    helpers = [pid for pid in _with_command("/helper", 0) if _descends(pid, process.pid)]
+    with sock:
+        limits = [_proc(pid, "limits") for pid in helpers]
+        threads = [len(os.listdir(f"/proc/{pid}/task")) for pid in helpers]
+        sock.send(b"not a message")
+        sock.settimeout(_TIMEOUT_S)
+        ended = sock.recv(wire.MAX_MESSAGE) == b""
+    status = process.wait(_TIMEOUT_S)
+    yield Finding("S1", ended and status == 3, f"a violation of the protocol ends the helper (exit status {status})")
+    command = helper_process.command(place.cgroup_root, place.policy)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=False)
+    yield Finding("S7", done.returncode == 125, "the helper serves nothing but a connected socket")
+    yield Finding("S30", bool(threads) and set(threads) == {1}, "the helper has one thread")
+    core = [line.split()[4:6] for text in limits for line in text.splitlines() if line.startswith("Max core")]
+    yield Finding("S35", bool(core) and all(pair == ["0", "0"] for pair in core), "the helper dumps no core")
+
+
+def _files(place: Place) -> Finding:
+    """The helper checks the same, and all it imports, at each start; it has just started."""
+    command = helper_process.command(place.cgroup_root, place.policy)
+    words = [word for word in command if word.startswith("/") and os.path.exists(word)]
+    paths = {parent for word in words for parent in (Path(word).resolve(), *Path(word).resolve().parents)}
+    open_ = [str(path) for path in sorted(paths) if not _roots_alone(path)]
+    remedy = f"chown root:root and chmod go-w {' '.join(open_)}"
+    return Finding("S11", not open_, "the helper's code and policy are root's alone to write", remedy)
+
+
+def _roots_alone(path: Path) -> bool:
+    status = path.stat()
+    sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+    return status.st_uid == 0 and not (status.st_mode & 0o022 and not sticky)
+
+
+def _inside(seen: dict[str, Any], rows: dict[str, str]) -> Iterator[Finding]:
+    """What the probe saw from inside a job."""
+    remedy = "a profile of the policy gives more than it should, or the helper is not ours"
+    status, (uids, gids, groups) = seen["status"], seen["ids"]
+    capabilities = {status[f"Cap{name}"] for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")}
+    sid, pid, terminal = seen["session"]
+    own = {name: os.readlink(f"/proc/self/ns/{name}") for name in ("pid", "mnt", "net", "uts", "ipc", "cgroup")}
+    shared = [name for name, link in own.items() if seen["namespaces"][name] == link]
+    unset = set(seen["environment"]) - {"PATH", "HOME", "USER", "LANG", "TERM", "LC_CTYPE"}
+    signals = {int(status[name], 16) for name in ("SigBlk", "SigCgt")} <= {0, 2}  # python's own SIGINT
+    mounts = {fields[4]: set(fields[5].split(",")) for fields in seen["mounts"]}
+    loose = [point for point, options in mounts.items() if "nosuid" not in options]
+    loose += [point for point, options in mounts.items() if "ro" not in options and not _may_write(point, rows)]
+    devices = {"null": [1, 3], "zero": [1, 5], "full": [1, 7], "random": [1, 8], "urandom": [1, 9], "tty": [5, 0]}
+    denied = all(error == _EPERM for error in seen["denied"].values()) and seen["clone3"] == seen["x32"] == _ENOSYS
+    for name, ok, text in (
+        ("S9", len({*uids, *gids}) == 1 and uids[0] >= 1000 and not groups, f"a job's uid is its own: {uids[0]}"),
+        ("S14", seen["fds"] == [0, 1, 2], f"a job has the fds {seen['fds']} alone"),
+        ("S16", seen["cgroup"][-1] == "0::/", "a job is in a cgroup of its own, which is its root"),
+        ("S17", capabilities == {"0" * 16} and 0 not in seen["setuid"], "a job has no capability and no way to root"),
+        ("S18", (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2"), "no_new_privs and a seccomp filter"),
+        ("S19", denied, f"{len(seen['denied'])} dangerous system calls are denied"),
+        ("S21", not unset, "a job's environment is built from empty"),
+        ("S22", sid == pid and terminal is None and signals and seen["umask"] == 0o022, "own session, no terminal"),
+        ("S23", 0 not in seen["init"], "the job's init cannot be read"),
+        ("S24", not loose, f"mounts are nosuid and read-only{': not ' + ', '.join(loose) if loose else ''}"),
+        ("S25", seen["devices"] == devices, "device nodes are the real ones"),
+        ("S26", seen["processes"] == [1, 2] and not seen["sys"] and 0 not in seen["writes"].values(), "own /proc"),
+        ("S27", seen["interfaces"] == {"lo": 1}, f"network interfaces: {', '.join(seen['interfaces'])}"),
+        ("S27", not shared, f"namespaces shared with the host: {', '.join(shared) or 'none'}"),
+    ):
+        yield Finding(name, ok, text, remedy)
+
+
+def _may_write(point: str, rows: dict[str, str]) -> bool:
+    """Private file systems, and what the policy binds for writing."""
+    bound = [bind.partition(":")[2] for bind in rows.get("writable", "").split(", ") if bind]
+    return point in _WRITABLE or any(point == target or point.startswith(f"{target}/") for target in bound)
+
+
+def _processes() -> Iterator[Finding]:
+    """The apis that run on this machine."""
+    pids = _with_command("telehandler.api")
+    if not pids:
+        yield Finding("S13", None, "no server runs here")
+        return
+    for pid in pids:
+        status = dict(line.split(":\t", 1) for line in _proc(pid, "status").splitlines() if ":\t" in line)
+        powers = {status[f"Cap{name}"] for name in ("Prm", "Eff")}
+        ok = "0" not in status["Uid"].split() and powers == {"0" * 16} and status["NoNewPrivs"] == "1"
+        dumpable = os.stat(f"/proc/{pid}/stat").st_uid != 0  # proc(5): root's when it is not
+        text = f"the api {pid} has no privileges and no debugger: uid {status['Uid'].split()[0]}"
+        yield Finding("S13", ok and not dumpable, text, "start the server anew with this version")
+
+
+def _server(place: Place) -> Iterator[Finding]:
+    """Whether the server answers those it should not."""
+    host, _, port = place.server.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _TIMEOUT_S).close()
+    except (OSError, ValueError):
+        yield Finding("S36", None, f"no server listens on {place.server}")
+        return
+    yield Finding("S36", not _shakes_hands(place, with_pair=False), "a client without a certificate is refused")
+    yield Finding("S36", not _shakes_hands(place, ssl.TLSVersion.TLSv1_2), "TLS 1.2 is refused")
+
+
+def _shakes_hands(place: Place, version: ssl.TLSVersion | None = None, with_pair: bool = True) -> bool:
+    """Whether the server accepts a connection; in TLS 1.3 its refusal comes with the first read."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(["h2"])
+    context.check_hostname = False
+    host, _, port = place.server.rpartition(":")
+    try:
+        context.load_verify_locations(place.root)
+        if with_pair:
+            context.load_cert_chain(*place.pairs["client"])
+        if version:
+            context.maximum_version = version
+        with (
+            socket.create_connection((host, int(port)), _TIMEOUT_S) as plain,
+            context.wrap_socket(plain, server_hostname=host) as connection,
+        ):
+            return bool(connection.recv(1))
+    except OSError:
+        return False
+
+
+def _certificates(place: Place) -> Iterator[Finding]:
+    for whose, (cert, key) in place.pairs.items():
+        try:
+            certificate = x509.load_pem_x509_certificate(Path(cert).read_bytes())
+            mode = stat.S_IMODE(os.stat(key).st_mode)
+        except (OSError, ValueError) as error:
+            yield Finding("certificates", None, f"the {whose}'s cannot be read: {error}")
+            continue
+        left = (certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)).days
+        remedy = f"move {cert} and {key} away, and `make certs`"
+        yield Finding("certificates", left > EXPIRY_DAYS, f"the {whose}'s {cert} ends in {left} days", remedy)
+        yield Finding("S38", not mode & 0o077, f"the {whose}'s key {key} has mode {mode:04o}", f"chmod 600 {key}")
+
+
+def _with_command(word: str, uid: int | None = None) -> list[int]:
+    """The pids of processes with an argument that contains `word`, and of that user."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        arguments = _proc(int(pid), "cmdline").split("\0")
+        if "python" in arguments[0] and any(word in argument for argument in arguments[1:]):
+            status = _proc(int(pid), "status")
+            if uid is None or f"\nUid:\t{uid}\t{uid}\t" in status:
+                found.append(int(pid))
+    return found
+
+
+def _descends(pid: int, ancestor: int) -> bool:
+    """Whether `pid` is `ancestor` or below it: sudo may stand between."""
+    while pid > 1 and pid != ancestor:
+        pid = int(_proc(pid, "status").partition("\nPPid:\t")[2].partition("\n")[0] or 0)
+    return pid == ancestor
+
+
+def _proc(pid: int, name: str) -> str:
+    """A file of /proc, empty when its process has gone."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def run(place: Place, what: Callable[[Place], Iterator[Finding]]) -> list[Finding]:
+    """All findings; what makes looking impossible is one of them."""
+    found: list[Finding] = []
+    try:
+        found.extend(what(place))
+    except HelperRefused as refused:
+        found.append(Finding("job", False, str(refused), f"{_remedy(refused)}; nothing more can be seen before"))
+    except (TelehandlerError, OSError, subprocess.TimeoutExpired, ValueError) as error:
+        found.append(Finding("helper", False, str(error), "nothing more can be seen without it"))
+    return found

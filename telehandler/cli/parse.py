@@ -1,0 +1,94 @@
+"""What run and local ask for: sizes, limits and variables, from the words of a command line."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from telehandler.common.errors import TelehandlerError
+
+_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+# The wire's limits, and the flags or, as docker names them, ulimits that set them.
+_SIZES = {"memory_bytes": "--memory", "read_bps": "--device-read-bps", "write_bps": "--device-write-bps"}
+_COUNTS = {"pids": "--pids-limit", "read_iops": "--device-read-iops", "write_iops": "--device-write-iops"}
+_ULIMITS = {"nofile": "open_files", "fsize": "file_bytes"}
+
+
+def size(text: str, what: str) -> int:
+    """Bytes of `512m`, `1.5g`, `1024`. Raises TelehandlerError."""
+    digits = text.strip().lower().removesuffix("ib").rstrip("bkmgt")
+    unit = text.strip().lower().removesuffix("ib")[len(digits) :]
+    unit = unit[0] if len(unit) == 2 and unit[1] == "b" else unit
+    try:
+        value = int(float(digits) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise TelehandlerError(f"{what} {text!r} is not a size such as 512m or 2g") from None
+    return _within(value, text, what)
+
+
+def duration_ms(text: str, what: str) -> int:
+    """Milliseconds of `90`, `1.5s`, `10m`, `2h`, `1d`. Raises TelehandlerError."""
+    digits = text.strip().lower().rstrip("smhd")
+    unit = text.strip().lower()[len(digits) :]
+    try:
+        value = round(float(digits) * _SECONDS[unit] * 1000)
+    except (ValueError, KeyError, OverflowError):
+        raise TelehandlerError(f"{what} {text!r} is not a time such as 90, 1.5s, 10m or 2h") from None
+    return _within(value, text, what)
+
+
+def _within(value: int, text: str, what: str) -> int:
+    if not 0 < value < 1 << 62:
+        raise TelehandlerError(f"{what} {text!r} must be {'less' if value > 0 else 'more than 0'}")
+    return value
+
+
+def limits(given: Mapping[str, Any]) -> dict[str, int]:
+    """Limits by the wire's names, from the options of cli.options.sandbox; what was not given is left out."""
+    found: dict[str, int] = {}
+    if (cpus := given["cpus"]) is not None:
+        if not 0.01 <= cpus <= 10_000:
+            raise TelehandlerError("--cpus must be from 0.01 up, such as 1.5")
+        found["cpu_millis"] = round(cpus * 1000)
+    for name, flag in _SIZES.items():
+        if (text := given[_parameter(flag)]) is not None:
+            found[name] = size(text, flag)
+    for name, flag in _COUNTS.items():
+        if (count := given[_parameter(flag)]) is not None:
+            if count < 1:
+                raise TelehandlerError(f"{flag} must be 1 or more")
+            found[name] = count
+    if given["timeout"] is not None:
+        found["timeout_ms"] = duration_ms(given["timeout"], "--timeout")
+    for entry in given["ulimit"]:
+        kind, _, number = entry.partition("=")
+        if kind not in _ULIMITS or not number.isascii() or not number.isdigit() or not int(number):
+            raise TelehandlerError(f"--ulimit {entry!r} must be {' or '.join(f'{name}=N' for name in _ULIMITS)}")
+        found[_ULIMITS[kind]] = int(number)
+    return found
+
+
+def _parameter(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def environment(entries: tuple[str, ...], files: tuple[str, ...]) -> dict[bytes, bytes]:
+    """Variables of NAME=VALUE, or NAME for this process's own value; files have one a line, # comments."""
+    lines: list[str] = []
+    for file in files:
+        try:
+            with open(file, encoding="utf-8", errors="surrogateescape") as stream:
+                text = stream.read()
+        except OSError as error:
+            raise TelehandlerError(f"--env-file {file} cannot be read: {error.strerror}") from None
+        lines += [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    found: dict[bytes, bytes] = {}
+    for entry in (*lines, *entries):
+        name, equals, value = os.fsencode(entry).partition(b"=")
+        if not name:
+            raise TelehandlerError(f"--env {entry!r} has no name: write NAME=VALUE")
+        if equals:
+            found[name] = value
+        elif name in os.environb:
+            found[name] = os.environb[name]
+    return found

@@ -1,0 +1,259 @@
+"""The client's side of the api: one channel, one method for each RPC, grpc's errors turned into ours.
+
+grpc's blocking api: a command has one thing to wait for, and starts quicker without asyncio.
+"""
+
+import os
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are not ours: errors become one of ours
+
+import grpc
+
+from telehandler.certs.pem import read_pair
+from telehandler.client.retries import Retries
+from telehandler.common import bounds
+from telehandler.common.errors import ServerSilent, ServerUnavailable, TelehandlerError, not_executed
+
+if TYPE_CHECKING:
+    from telehandler.pb import telehandler_pb2 as pb
+
+CALL_TIMEOUT_S = 30.0
+WAIT_TIMEOUT_S = 600.0  # of one call that waits for a job's end; then it is made again
+START_PATIENCE_S = 90.0  # in all, for an answer to a start
+MAX_CHUNK_BYTES = 4 << 20  # of a message, uncompressed
+PAGE_SIZE = 1000  # the server's most
+_SERVICE = "/telehandler.v1.TelehandlerService/"
+_EXEC = "exec"  # the name of helper.wire's stage
+_NEVER_SENT = "failed to connect to all addresses"  # what grpc's text of a call that met no server begins with
+_AGAIN = "connecting again in {pause}; the job is untouched"
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 4 << 20),
+    *bounds.KEEPALIVE,
+    # So soon, and so late, is a server that was not there tried again; and so long may a connection take.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.min_reconnect_backoff_ms", bounds.HANDSHAKE_TIMEOUT_S * 1000),
+)
+
+
+def _random_uuid() -> str:
+    """Of version 4: RFC 9562. The uuid module would take a few milliseconds to import."""
+    text = os.urandom(16).hex()
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-a{text[17:20]}-{text[20:]}"
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+class End(NamedTuple):
+    """How a job ended, from the trailing metadata of its watch."""
+
+    state: str
+    reason: str
+    exit_code: int
+    signal: int
+    detail: str
+
+
+class Client:
+    """A connection to one server as one user. Raises TelehandlerError from every method."""
+
+    def __init__(self, server: str, cert: str, key: str, root: str) -> None:
+        self._server = server
+        self.detail = ""  # of the last status: why its output is not whole, or waits
+        host, _, port = server.rpartition(":")
+        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+            raise TelehandlerError(f"the server address {server!r} must be HOST:PORT, such as localhost:6443")
+        certificate, private_key, roots = read_pair(cert, key, root)
+        credentials = grpc.ssl_channel_credentials(roots, private_key, certificate)
+        self._channel = grpc.secure_channel(server, credentials, options=_OPTIONS)
+        # Connects now, in grpc's threads: the messages are imported meanwhile.
+        self._channel.subscribe(_ignore, try_to_connect=True)
+
+    def start(self, request: "pb.StartJobRequest", note: Callable[[str], None] = _silent) -> str:
+        """The name of a running job.
+
+        When the answer does not come, the server is asked again; the request's id keeps it from starting two.
+        """
+        from telehandler.pb import telehandler_pb2 as pb
+
+        request.request_id = request.request_id or _random_uuid()
+        retries = Retries(note, patience_s=START_PATIENCE_S)
+        while True:
+            try:
+                return str(self._call("StartJob", request, pb.JobResponse.FromString).name)
+            except ServerUnavailable as error:
+                retries.wait(error, "the start is not confirmed; asking again in {pause}; the job is not started twice")
+
+    def check(self, request: "pb.StartJobRequest") -> list[bytes]:
+        """What the job of a request would get; starts nothing."""
+        from telehandler.pb import telehandler_pb2 as pb
+
+        request.validate_only = True
+        answer: pb.JobResponse = self._call("StartJob", request, pb.JobResponse.FromString)
+        return list(answer.sandbox)
+
+    def stop(self, name: str, signal: int, grace_s: float) -> None:
+        from telehandler.pb import telehandler_pb2 as pb
+
+        request = pb.StopJobRequest(name=name, signal=signal)
+        request.grace.FromNanoseconds(int(grace_s * 1e9))
+        self._call("StopJob", request, bytes, grace_s + CALL_TIMEOUT_S)
+
+    def signal(self, name: str, signal: int) -> None:
+        from telehandler.pb import telehandler_pb2 as pb
+
+        self._call("SignalJob", pb.SignalJobRequest(name=name, signal=signal), bytes)
+
+    def list_jobs(self, parent: str, states: Collection[str], limit: int | None) -> Iterator["pb.JobStatus"]:
+        """At most `limit` jobs, the newest first, page by page; None: all.
+
+        An empty `parent`: the caller's own. `states` are names of JobState; none: all.
+        """
+        from telehandler.pb import telehandler_pb2 as pb
+
+        token = ""
+        while limit is None or limit > 0:
+            size = min(limit or PAGE_SIZE, PAGE_SIZE)
+            request = pb.ListJobsRequest(parent=parent, page_size=size, page_token=token, states=states)
+            answer: pb.ListJobsResponse = self._call("ListJobs", request, pb.ListJobsResponse.FromString)
+            yield from answer.jobs
+            token = answer.next_page_token
+            if not token:
+                return
+            limit = None if limit is None else limit - len(answer.jobs)
+
+    def delete(self, name: str, force: bool) -> None:
+        from telehandler.pb import telehandler_pb2 as pb
+
+        self._call("DeleteJob", pb.DeleteJobRequest(name=name, force=force), bytes)
+
+    def status(self, name: str, wait: bool = False, note: Callable[[str], None] = _silent) -> "pb.JobStatus":
+        """A job's status; with `wait`, once it has ended. A wait whose connection breaks is taken up again."""
+        answer = self._status(name, False)
+        retries = Retries(note, connected=True)
+        while wait and not answer.HasField("end_time"):
+            try:
+                return self._status(name, True)
+            except ServerSilent:
+                pass  # the job takes its time
+            except ServerUnavailable as error:
+                retries.wait(error, f"the connection broke; {_AGAIN}")
+        return answer
+
+    def _status(self, name: str, wait: bool) -> "pb.JobStatus":
+        from telehandler.pb import telehandler_pb2 as pb
+
+        request = pb.GetJobStatusRequest(name=name, wait=wait)
+        timeout = WAIT_TIMEOUT_S if wait else CALL_TIMEOUT_S
+        answer: pb.JobStatus = self._call("GetJobStatus", request, pb.JobStatus.FromString, timeout)
+        return answer
+
+    def watch(
+        self, request: "pb.WatchJobOutputRequest", started: bool, ended: list[End], note: Callable[[str], None]
+    ) -> Iterator["pb.JobOutput"]:
+        """JobOutput messages, unpacked, to the end of what was asked for; the job's end, if it has ended, in `ended`.
+
+        A connection that breaks is made anew, at the offset that was reached; so is a first one that cannot be made,
+        when this client has just `started` the job.
+        """
+        from telehandler.pb import telehandler_pb2 as pb
+
+        request.accept_zstd = True
+        method = self._channel.unary_stream(
+            f"{_SERVICE}WatchJobOutput",
+            request_serializer=pb.WatchJobOutputRequest.SerializeToString,
+            response_deserializer=pb.JobOutput.FromString,
+        )
+        retries = Retries(note, connected=started)
+        while True:
+            call = method(request)
+            try:
+                for output in call:
+                    unpack(output)
+                    yield output
+                    request.offset = output.offset + len(output.data)
+                    request.ClearField("tail_lines")  # the place is known now
+                    retries.progress()
+            except grpc.RpcError as error:
+                failure = self._error(error)
+                if not isinstance(failure, ServerUnavailable):
+                    raise failure from None
+                retries.wait(failure, f"the connection broke at byte {request.offset}; {_AGAIN}")
+                continue
+            metadata = {key: str(value) for key, value in call.trailing_metadata() or ()}
+            if "telehandler-state" in metadata:
+                ended.append(_end(metadata))
+            return
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _call(self, name: str, request: Any, deserializer: Any, timeout: float = CALL_TIMEOUT_S) -> Any:
+        method = self._channel.unary_unary(
+            f"{_SERVICE}{name}", request_serializer=type(request).SerializeToString, response_deserializer=deserializer
+        )
+        try:
+            answer, call = method.with_call(request, timeout=timeout)
+            self.detail = str(dict(call.trailing_metadata() or ()).get("telehandler-detail", ""))
+            return answer
+        except grpc.RpcError as error:
+            raise self._error(error) from None
+
+    def _error(self, error: Any) -> TelehandlerError:
+        """One line of cause and remedy, and the exit code."""
+        code, text = error.code(), error.details() or ""
+        if code is grpc.StatusCode.UNAVAILABLE:
+            unavailable = ServerUnavailable(_unavailable(self._server, text))
+            unavailable.sent = not text.startswith(_NEVER_SENT)
+            return unavailable
+        if code is grpc.StatusCode.CANCELLED:
+            unavailable = ServerUnavailable(f"the server {self._server} has ended the call: it is ending itself")
+            unavailable.sent = True
+            return unavailable
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return ServerSilent(f"the server {self._server} did not answer in time")
+        failure = TelehandlerError(text or code.name.lower())
+        metadata = {key: str(value) for key, value in error.trailing_metadata() or ()}
+        if metadata.get("telehandler-stage") == _EXEC:
+            failure.exit_code = not_executed(int(metadata.get("telehandler-errno", "0")))
+        return failure
+
+
+def unpack(output: "pb.JobOutput") -> None:
+    """Puts what came compressed into `data`. Raises TelehandlerError when it is not what it says."""
+    if not output.zstd:
+        return
+    import zstandard  # only for those who get something compressed
+
+    try:
+        output.data = zstandard.ZstdDecompressor().decompress(output.zstd, max_output_size=MAX_CHUNK_BYTES)
+    except zstandard.ZstdError as error:
+        raise TelehandlerError(f"the server sent output that cannot be decompressed: {error}") from None
+    if len(output.data) != output.length:
+        raise TelehandlerError("the server sent output that is not as long as it says")
+    output.zstd = b""
+
+
+def _ignore(_: object) -> None:
+    """States of the channel: a call that fails says more."""
+
+
+def _end(metadata: dict[str, str]) -> End:
+    numbers = int(metadata["telehandler-exit-code"]), int(metadata["telehandler-signal"])
+    return End(metadata["telehandler-state"], metadata["telehandler-reason"], *numbers, metadata["telehandler-detail"])
+
+
+def _unavailable(server: str, text: str) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
+        return f"the certificate of {server} is not from this root (-r): use the root that the server's is from"
+    if "Connection refused" in text:
+        return f"nothing listens on {server}: start `telehandler server`, or name another with -s"
+    if "DNS" in text or "resolution" in text:
+        return f"the host of {server} is not known: name another with -s"
+    if "Socket closed" in text or "reset" in text or "handshak" in text.lower():
+        return f"{server} closed the connection: is this certificate (-c) from the server's root, and not expired?"
+    return f"{server} is not available: {text}"

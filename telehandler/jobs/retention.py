@@ -1,0 +1,92 @@
+"""The removal of ended jobs: those over a bound, those that are deleted, and what a crash left half removed."""
+
+import asyncio
+import os
+import re
+import shutil
+import sqlite3
+import sys
+import time
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from telehandler.jobs.records import Keep, Records
+
+_REMOVED = ".removed"
+# Nothing else is removed: the directory may have been somebody's before it was ours.
+_OURS = re.compile(rf"[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}({re.escape(_REMOVED)})?")
+
+
+class Retention:
+    """Removes jobs from `directory`, which has one of each job's, and from the records.
+
+    A job's directory goes before its record. It gets another name first, so that for everybody else the job is gone
+    at once, while its bytes take their time; those who read its output have the files open.
+    """
+
+    def __init__(self, directory: Path, records: Records, keep: Keep) -> None:
+        self._directory, self._records, self._keep = directory, records, keep
+
+    async def remove(self, uuids: Iterable[str]) -> None:
+        """Ended jobs. Raises OSError and sqlite3.Error."""
+        removed = []
+        for uuid in uuids:
+            path = self._directory / uuid
+            try:
+                removed.append(path.rename(path.with_name(uuid + _REMOVED)))
+            except FileNotFoundError:
+                pass  # by hand, or by a server that was killed before it removed the record
+            try:
+                self._records.delete(uuid)
+            except sqlite3.OperationalError:  # no room for that, until the bytes have gone
+                await _remove_trees(removed)
+                removed = []
+                self._records.delete(uuid)
+        await _remove_trees(removed)
+
+    async def prune(self) -> None:
+        """Removes what is over a bound, the oldest first. Failures are told in the log: the next end tries again."""
+        try:
+            await self.remove(self._records.surplus(self._keep, time.time_ns()))
+        except (OSError, sqlite3.Error) as error:
+            _tell(error)
+
+    def orphans(self, live: Collection[str]) -> list[Path]:
+        """Before any job starts: directories of no record, which a crash left, and of none of the `live` jobs.
+
+        Records of ended jobs without a directory go at once: their output is no longer there.
+        """
+        try:
+            there = {entry.name for entry in os.scandir(self._directory)}
+        except FileNotFoundError:
+            there = set()
+        known = self._records.uuids()
+        for uuid, ended in known.items():
+            if ended and uuid not in there:
+                self._records.delete(uuid)
+        names = there - known.keys() - set(live)
+        return [self._directory / name for name in names if _OURS.fullmatch(name)]
+
+    async def sweep(self, orphans: list[Path]) -> None:
+        """At start-up: removes `orphans`, and what is over a bound that may be a new one."""
+        try:
+            await _remove_trees(orphans)
+        except OSError as error:
+            _tell(error)
+        await self.prune()
+
+
+async def _remove_trees(paths: list[Path]) -> None:
+    """In a thread: a large file takes a while to go, and watchers should not wait for it."""
+
+    def work() -> None:
+        for path in paths:
+            shutil.rmtree(path)
+
+    if paths:
+        await asyncio.to_thread(work)
+
+
+def _tell(error: OSError | sqlite3.Error) -> None:
+    text = error.strerror if isinstance(error, OSError) else error
+    print(f"telehandler: an ended job cannot be removed: {text}", file=sys.stderr, flush=True)

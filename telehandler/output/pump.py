@@ -1,0 +1,144 @@
+"""From a job's two pipes into its log, until both have ended."""
+
+import asyncio
+import fcntl
+import os
+import select
+from collections.abc import Callable
+
+from telehandler.output.log import PIPE_BYTES, JobLog, LogFull, Stream
+
+RETRY_S = 1.0  # no event tells that a disk has room again; one attempt a job costs a write or two
+_DISCARD_BYTES = 1 << 20
+
+
+def enlarge(pipe_fd: int) -> None:
+    """A larger pipe means fewer wake-ups; over the user's share of pipe memory it stays as it is."""
+    try:
+        fcntl.fcntl(pipe_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    except OSError:
+        pass
+
+
+class Pump:
+    """Owns the two fds. While the log takes no more, nothing is read, so the job waits in its next write.
+
+    At the cap that is for good; with the disk it is tried again, and a log that drops its oldest frees some first.
+    `on_stuck` is told the error when a wait begins, and None when it is over.
+    """
+
+    def __init__(self, log: JobLog, stdout_fd: int, stderr_fd: int, on_stuck: Callable[[OSError | None], None]) -> None:
+        self._log, self._on_stuck = log, on_stuck
+        self._loop = asyncio.get_running_loop()
+        self._open = {stdout_fd: Stream.STDOUT, stderr_fd: Stream.STDERR}
+        self._drained = asyncio.Event()
+        self._paused = self._ended = self._given_up = False
+        self._error: OSError | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self.discarded = 0  # bytes that the log did not take
+        for fd in self._open:
+            os.set_blocking(fd, False)
+            enlarge(fd)
+            self._loop.add_reader(fd, self._move, fd)
+
+    async def drained(self) -> None:
+        """Returns once both pipes have ended, and every byte is in the log or counted in `discarded`.
+
+        For a job that has ended: what a log at its cap cannot take is read and counted; a disk is waited for, unless
+        it is given up.
+        """
+        self._ended = True
+        self._discard_what_is_left()
+        await self._drained.wait()
+
+    def give_up(self) -> None:
+        """Once the job has ended, the disk is no longer waited for."""
+        self._given_up = True
+        self._discard_what_is_left()
+
+    def hashed(self) -> None:
+        """More of the log is hashed: a log that drops its oldest may have room again."""
+        try:
+            self._log.drop()
+        except OSError as error:
+            return self._stick(error)
+        if self._paused and not self._log.overdue and not isinstance(self._error, LogFull):
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._paused = False
+        self._stop_retry()
+        for fd in self._open:
+            self._loop.add_reader(fd, self._move, fd)
+
+    def _move(self, fd: int) -> None:
+        try:
+            moved = self._log.splice(fd, self._open[fd])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if _at_end(fd):  # nothing is left to be written
+                return self._close(fd)
+            return self._stick(error)
+        if self._error:
+            self._error = None
+            self._on_stuck(None)
+        if not moved:
+            self._close(fd)
+        elif self._log.overdue:
+            self._pause()
+
+    def _stick(self, error: OSError) -> None:
+        full = isinstance(error, LogFull)
+        try:
+            if not full and self._log.drop(PIPE_BYTES):
+                return  # its reader comes again at once
+        except OSError:
+            pass  # then not even that
+        self._pause()
+        began, self._error = self._error is None or self._error.errno != error.errno, error
+        if not full:
+            self._stop_retry()
+            self._retry = self._loop.call_later(RETRY_S, self.hashed)
+        if began:
+            self._on_stuck(error)
+        self._discard_what_is_left()
+
+    def _stop_retry(self) -> None:
+        if self._retry:
+            self._retry.cancel()
+            self._retry = None
+
+    def _pause(self) -> None:
+        self._paused = True
+        for fd in self._open:
+            self._loop.remove_reader(fd)
+
+    def _discard_what_is_left(self) -> None:
+        if self._ended and (isinstance(self._error, LogFull) or (self._error and self._given_up)):
+            for fd in list(self._open):
+                self._discard(fd)
+
+    def _discard(self, fd: int) -> None:
+        """Its writers are dead: what the pipe holds is all there will be."""
+        try:
+            while piece := os.read(fd, _DISCARD_BYTES):
+                self.discarded += len(piece)
+        except BlockingIOError:  # a writer lives on somewhere: it has been given up
+            pass
+        self._close(fd)
+
+    def _close(self, fd: int) -> None:
+        self._loop.remove_reader(fd)
+        os.close(fd)
+        del self._open[fd]
+        if not self._open:
+            self._stop_retry()
+            self._drained.set()
+
+
+def _at_end(pipe_fd: int) -> bool:
+    """Whether a pipe is empty and has no writer left."""
+    poll = select.poll()
+    poll.register(pipe_fd, select.POLLIN)
+    return poll.poll(0) == [(pipe_fd, select.POLLHUP)]
