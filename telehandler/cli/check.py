@@ -27,12 +27,13 @@ def command(context: click.Context, /, security: bool, output: str, **given: Any
 
     And how to mend it. It starts the helper and short jobs of its own. The exit code is 1 when something is missing.
     """
-    from telehandler.check import findings as checks
+    from telehandler.check import machine
+    from telehandler.check import security as properties
 
     settings = options.settings(given)
     pairs = {"client": (settings["cert"], settings["key"]), "server": (given["server_cert"], given["server_key"])}
-    place = checks.Place(settings["server"], pairs, settings["root"], given["cgroup_root"], given["helper_policy"])
-    findings = checks.run(place, checks.security if security else checks.machine)
+    place = machine.Place(settings["server"], pairs, settings["root"], given["cgroup_root"], given["helper_policy"])
+    findings = machine.run(place, properties.security if security else machine.machine)
     judged = [finding for finding in findings if finding.ok is not None]
     held = sum(bool(finding.ok) for finding in judged)
     if output == "json":

@@ -1,109 +1,53 @@
-"""`telehandler check`: what this installation can do, and which security properties it holds, found by trying.
+"""`telehandler check --security`: which security properties this installation holds, found by trying.
 
 Findings are named as in docs/security.md. What shows only in the code is proved by the tests, and is not judged here.
 """
 
-import datetime
 import json
 import os
-import shlex
 import socket
 import ssl
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from cryptography import x509
+from typing import Any
 
 from helper import wire
-from helper.wire import Stage
 from telehandler import local
+from telehandler.check.machine import Place, certificates, controllers, request, verdict
 from telehandler.common.errors import HelperRefused, TelehandlerError
 from telehandler.jobs.manager import Jobs
 from telehandler.jobs.start import Request
 from telehandler.output.log import Stream
-from telehandler.supervisor import helper_process, prerequisites
+from telehandler.supervisor import helper_process
 from telehandler.supervisor.prerequisites import Finding
 
 PROBE = Path(__file__).with_name("probe.py")
-CONTROLLERS = {"cpu": "cpu.max", "memory": "memory.max", "io": "io.max", "pids": "pids.max"}
-EXPIRY_DAYS = 30
 _TIMEOUT_S = 10.0
 _EPERM, _ENOSYS = 1, 38
 _FAR_TOO_MUCH = 1 << 62
 _WRITABLE = {"/proc", "/tmp", "/var/tmp", "/dev/shm", "/dev/pts"}
 
 
-class Place(NamedTuple):
-    """Where to look."""
-
-    server: str
-    pairs: dict[str, tuple[str, str]]  # certificate and key files, by whose they are
-    root: str
-    cgroup_root: str | None
-    policy: str | None
-
-
-def machine(place: Place) -> Iterator[Finding]:
-    """Kernel, cgroup v2, helper, controllers, certificates."""
-    needed = list(prerequisites.findings(place.cgroup_root, place.policy))
-    yield from needed
-    if not all(finding.ok for finding in needed):
-        yield from _certificates(place)
-        return  # the helper would not start
-    command = shlex.join(helper_process.command(place.cgroup_root, place.policy))
-    try:
-        rows = _verdict(place)
-    except HelperRefused as refused:
-        yield Finding("helper", True, f"starts: {command}")
-        yield Finding("job", False, f"an ordinary job would be refused: {refused}", _remedy(refused))
-    else:
-        yield Finding("helper", True, f"starts: {command}")
-        yield Finding("job", True, f"an ordinary job may run, in the profile {rows.get('profile_name', '')}")
-        yield _controllers(rows)
-    yield from _certificates(place)
-
-
 def security(place: Place) -> Iterator[Finding]:
     """The properties of docs/security.md that can be tried on a running installation."""
-    rows = _verdict(place)
+    rows = verdict(place)
     probe = json.loads(local.with_jobs(place.cgroup_root, place.policy, partial(_output, _probe_request())))
     yield from _protocol(place)
-    yield _controllers(rows)._replace(name="S10")
+    yield controllers(rows)._replace(name="S10")
     yield _refusal(place, "S10", "a limit beyond the policy's maximum is refused", limits={"pids": _FAR_TOO_MUCH})
     yield _files(place)
     yield _refusal(place, "S15", "a working directory in /proc is refused", cwd=b"/proc/self/fd")
     yield from _inside(probe, rows)
     yield from _processes()
     yield from _server(place)
-    yield from (finding for finding in _certificates(place) if finding.name == "S38")
-
-
-def _remedy(refused: HelperRefused) -> str:
-    if refused.stage != Stage.LIMIT:
-        return "see the policy, /etc/telehandler/policy.toml or --helper-policy"
-    return "give cgroup v2 the controller, or live without limits: --helper-policy contrib/policy-no-limits.toml"
-
-
-def _request(**changes: Any) -> Request:
-    fields = {"owner": "check", "argv": [b"true"], "env": {}, "cwd": b"/", "limits": {}, "profile": ""}
-    return Request(**(fields | changes))
+    yield from (finding for finding in certificates(place) if finding.name == "S38")
 
 
 def _probe_request() -> Request:
-    return _request(argv=[b"/usr/bin/python3", b"-I", b"-S", b"-c", PROBE.read_bytes()])
-
-
-def _verdict(place: Place) -> dict[str, str]:
-    """The rows of a dry run, those of one name joined."""
-    found: dict[str, str] = {}
-    for row in local.check(_request(), place.cgroup_root, place.policy):
-        name, _, value = row.decode("utf-8", "replace").partition(" ")
-        found[name] = f"{found[name]} {value}" if name in found else value
-    return found
+    return request(argv=[b"/usr/bin/python3", b"-I", b"-S", b"-c", PROBE.read_bytes()])
 
 
 async def _output(request: Request, jobs: Jobs) -> bytes:
@@ -120,16 +64,9 @@ async def _output(request: Request, jobs: Jobs) -> bytes:
     return outputs[Stream.STDOUT]
 
 
-def _controllers(rows: dict[str, str]) -> Finding:
-    missing = [name for name, file in CONTROLLERS.items() if file not in rows]
-    remedy = "give cgroup v2 these controllers (boot with systemd.unified_cgroup_hierarchy=1), or live without limits"
-    text = f"limits are not in force, as the policy allows: {', '.join(missing)}" if missing else ""
-    return Finding("limits", not missing, text or "limits of cpu, memory, io and processes are in force", remedy)
-
-
 def _refusal(place: Place, name: str, text: str, **changes: Any) -> Finding:
     try:
-        local.check(_request(**changes), place.cgroup_root, place.policy)
+        local.check(request(**changes), place.cgroup_root, place.policy)
     except HelperRefused:
         return Finding(name, True, text)
     return Finding(name, False, f"not so: {text}", "install the helper anew")
@@ -259,20 +196,6 @@ def _shakes_hands(place: Place, version: ssl.TLSVersion | None = None, with_pair
         return False
 
 
-def _certificates(place: Place) -> Iterator[Finding]:
-    for whose, (cert, key) in place.pairs.items():
-        try:
-            certificate = x509.load_pem_x509_certificate(Path(cert).read_bytes())
-            mode = stat.S_IMODE(os.stat(key).st_mode)
-        except (OSError, ValueError) as error:
-            yield Finding("certificates", None, f"the {whose}'s cannot be read: {error}")
-            continue
-        left = (certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)).days
-        remedy = f"move {cert} and {key} away, and `make certs`"
-        yield Finding("certificates", left > EXPIRY_DAYS, f"the {whose}'s {cert} ends in {left} days", remedy)
-        yield Finding("S38", not mode & 0o077, f"the {whose}'s key {key} has mode {mode:04o}", f"chmod 600 {key}")
-
-
 def _with_command(word: str, uid: int | None = None) -> list[int]:
     """The pids of processes with an argument that contains `word`, and of that user."""
     found = []
@@ -298,15 +221,3 @@ def _proc(pid: int, name: str) -> str:
         return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
     except OSError:
         return ""
-
-
-def run(place: Place, what: Callable[[Place], Iterator[Finding]]) -> list[Finding]:
-    """All findings; what makes looking impossible is one of them."""
-    found: list[Finding] = []
-    try:
-        found.extend(what(place))
-    except HelperRefused as refused:
-        found.append(Finding("job", False, str(refused), f"{_remedy(refused)}; nothing more can be seen before"))
-    except (TelehandlerError, OSError, subprocess.TimeoutExpired, ValueError) as error:
-        found.append(Finding("helper", False, str(error), "nothing more can be seen without it"))
-    return found

@@ -1,0 +1,105 @@
+"""What this machine, the helper, the policy and the certificates can and cannot do, with remedies."""
+
+import datetime
+import os
+import shlex
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cryptography import x509
+
+from helper.wire import Stage
+from telehandler import local
+from telehandler.common.errors import HelperRefused, TelehandlerError
+from telehandler.jobs.start import Request
+from telehandler.supervisor import helper_process, prerequisites
+from telehandler.supervisor.prerequisites import Finding
+
+CONTROLLERS = {"cpu": "cpu.max", "memory": "memory.max", "io": "io.max", "pids": "pids.max"}
+EXPIRY_DAYS = 30
+
+
+class Place(NamedTuple):
+    """Where to look."""
+
+    server: str
+    pairs: dict[str, tuple[str, str]]  # certificate and key files, by whose they are
+    root: str
+    cgroup_root: str | None
+    policy: str | None
+
+
+def machine(place: Place) -> Iterator[Finding]:
+    """Kernel, cgroup v2, helper, controllers, certificates."""
+    needed = list(prerequisites.findings(place.cgroup_root, place.policy))
+    yield from needed
+    if not all(finding.ok for finding in needed):
+        yield from certificates(place)
+        return  # the helper would not start
+    command = shlex.join(helper_process.command(place.cgroup_root, place.policy))
+    try:
+        rows = verdict(place)
+    except HelperRefused as refused:
+        yield Finding("helper", True, f"starts: {command}")
+        yield Finding("job", False, f"an ordinary job would be refused: {refused}", _remedy(refused))
+    else:
+        yield Finding("helper", True, f"starts: {command}")
+        yield Finding("job", True, f"an ordinary job may run, in the profile {rows.get('profile_name', '')}")
+        yield controllers(rows)
+    yield from certificates(place)
+
+
+def run(place: Place, what: Callable[[Place], Iterator[Finding]]) -> list[Finding]:
+    """All findings; what makes looking impossible is one of them."""
+    found: list[Finding] = []
+    try:
+        found.extend(what(place))
+    except HelperRefused as refused:
+        found.append(Finding("job", False, str(refused), f"{_remedy(refused)}; nothing more can be seen before"))
+    except (TelehandlerError, OSError, subprocess.TimeoutExpired, ValueError) as error:
+        found.append(Finding("helper", False, str(error), "nothing more can be seen without it"))
+    return found
+
+
+def _remedy(refused: HelperRefused) -> str:
+    if refused.stage != Stage.LIMIT:
+        return "see the policy, /etc/telehandler/policy.toml or --helper-policy"
+    return "give cgroup v2 the controller, or live without limits: --helper-policy contrib/policy-no-limits.toml"
+
+
+def request(**changes: Any) -> Request:
+    fields = {"owner": "check", "argv": [b"true"], "env": {}, "cwd": b"/", "limits": {}, "profile": ""}
+    return Request(**(fields | changes))
+
+
+def verdict(place: Place) -> dict[str, str]:
+    """The rows of a dry run, those of one name joined."""
+    found: dict[str, str] = {}
+    for row in local.check(request(), place.cgroup_root, place.policy):
+        name, _, value = row.decode("utf-8", "replace").partition(" ")
+        found[name] = f"{found[name]} {value}" if name in found else value
+    return found
+
+
+def controllers(rows: dict[str, str]) -> Finding:
+    missing = [name for name, file in CONTROLLERS.items() if file not in rows]
+    remedy = "give cgroup v2 these controllers (boot with systemd.unified_cgroup_hierarchy=1), or live without limits"
+    text = f"limits are not in force, as the policy allows: {', '.join(missing)}" if missing else ""
+    return Finding("limits", not missing, text or "limits of cpu, memory, io and processes are in force", remedy)
+
+
+def certificates(place: Place) -> Iterator[Finding]:
+    for whose, (cert, key) in place.pairs.items():
+        try:
+            certificate = x509.load_pem_x509_certificate(Path(cert).read_bytes())
+            mode = stat.S_IMODE(os.stat(key).st_mode)
+        except (OSError, ValueError) as error:
+            yield Finding("certificates", None, f"the {whose}'s cannot be read: {error}")
+            continue
+        left = (certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)).days
+        remedy = f"move {cert} and {key} away, and `make certs`"
+        yield Finding("certificates", left > EXPIRY_DAYS, f"the {whose}'s {cert} ends in {left} days", remedy)
+        yield Finding("S38", not mode & 0o077, f"the {whose}'s key {key} has mode {mode:04o}", f"chmod 600 {key}")
