@@ -98,10 +98,11 @@ soak: build  ## jobs under random faults, and an observer: make soak SOAK_MINUTE
 	    $(SOAK_SEED:%=--seed %)
 
 .PHONY: lint
-lint: build  ## ruff and mypy --strict
+lint: build  ## ruff, mypy --strict, and the contracts of imports between folders
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy --strict
+	$(VENV)/bin/lint-imports
 
 .PHONY: install-helper
 install-helper:  ## the helper and a policy, root's own, for use through sudo
@@ -137,6 +138,6 @@ uninstall:  ## removes every trace of the install targets, the policy and the gr
 
 .PHONY: clean
 clean:  ## removes what was built here and the kernel of tests/vm; ssl/ stays
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	test ! -e $(VM_CACHE) || $(SUDO) rm -rf $(VM_CACHE)

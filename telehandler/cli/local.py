@@ -23,9 +23,8 @@ def command(context: click.Context, /, cgroup_root: str | None, helper_policy: s
     options.check_command(given["command"], context)
     limits = words.limits(given)
     from telehandler import local
-    from telehandler.jobs.start import Request
 
-    request = Request(
+    request = local.Request(
         owner="local",
         argv=[os.fsencode(argument) for argument in given["command"]],
         env=words.environment(given["env"], given["env_file"]),
@@ -36,4 +35,5 @@ def command(context: click.Context, /, cgroup_root: str | None, helper_policy: s
     if given["dry_run"]:
         terminal.show_check(given["command"], local.check(request, cgroup_root, helper_policy))
         return
-    context.exit(local.run(request, cgroup_root, helper_policy))
+    end = local.run(request, cgroup_root, helper_policy, local.Sinks(terminal.write, terminal.note))
+    context.exit(terminal.tell_end(*end))
