@@ -14,9 +14,10 @@ from typing import NamedTuple, TypeVar
 from helper.wire import Stage
 from telehandler.common.errors import HelperRefused, not_executed
 from telehandler.jobs.helper_link import HelperLink
-from telehandler.jobs.manager import Job, Jobs
+from telehandler.jobs.job import Job
+from telehandler.jobs.manager import Jobs
 from telehandler.jobs.records import Records
-from telehandler.jobs.start import Request as Request  # what `run` and `check` take
+from telehandler.jobs.request import Request as Request  # what `run` and `check` take
 from telehandler.output.log import CHUNK_BYTES, Stream
 from telehandler.supervisor import helper_process
 

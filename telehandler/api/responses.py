@@ -14,7 +14,7 @@ from telehandler.api.validation import Refusal
 from telehandler.common import capacity
 from telehandler.common.errors import Exhausted, HelperRefused, RequestReused, ServerEnding, TelehandlerError
 from telehandler.common.states import State
-from telehandler.jobs.manager import Job
+from telehandler.jobs.job import Job
 from telehandler.pb import telehandler_pb2 as pb
 
 _CODES = {

@@ -18,7 +18,8 @@ from telehandler.api.tls import TLS_VERSION
 from telehandler.api.validation import Refusal
 from telehandler.common import bounds
 from telehandler.jobs import manager as core
-from telehandler.jobs.manager import Job, Jobs
+from telehandler.jobs.job import Job
+from telehandler.jobs.manager import Jobs
 from telehandler.output import watch
 from telehandler.pb import telehandler_pb2 as pb
 

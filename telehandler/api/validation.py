@@ -13,7 +13,7 @@ from helper.wire import LIMITS, MAX_COUNT, MAX_SIGNAL, MAX_STRING
 from telehandler.api.auth import Caller
 from telehandler.common import bounds
 from telehandler.common.states import State
-from telehandler.jobs.start import DEFAULT_ENV, Request
+from telehandler.jobs.request import DEFAULT_ENV, Request
 from telehandler.output import watch
 from telehandler.output.log import Cap, JobLog, Stream
 from telehandler.pb import telehandler_pb2 as pb

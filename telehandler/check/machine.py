@@ -14,7 +14,7 @@ from cryptography import x509
 from helper.wire import Stage
 from telehandler import local
 from telehandler.common.errors import HelperRefused, TelehandlerError
-from telehandler.jobs.start import Request
+from telehandler.jobs.request import Request
 from telehandler.supervisor import helper_process, prerequisites
 from telehandler.supervisor.prerequisites import Finding
 

@@ -19,7 +19,7 @@ from telehandler import local
 from telehandler.check.machine import Place, certificates, controllers, request, verdict
 from telehandler.common.errors import HelperRefused, TelehandlerError
 from telehandler.jobs.manager import Jobs
-from telehandler.jobs.start import Request
+from telehandler.jobs.request import Request
 from telehandler.output.log import Stream
 from telehandler.supervisor import helper_process
 from telehandler.supervisor.prerequisites import Finding

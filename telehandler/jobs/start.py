@@ -1,53 +1,106 @@
-"""What a start is made of: the request, its record, the helper asked, and what is said when it fails."""
+"""Starts: one job for one request id, and nothing left of a start that fails."""
 
+import asyncio
+import shutil
 import sqlite3
 import time
 import uuid as uuids
-from typing import NamedTuple
+from contextlib import suppress
+from pathlib import Path
 
 from helper.wire import Stage
 from telehandler.common import capacity
-from telehandler.common.errors import Exhausted, HelperRefused
-from telehandler.jobs.helper_link import HelperLink, LiveJob, Order
-from telehandler.jobs.records import Record
-from telehandler.output.log import NO_CAP, Cap
+from telehandler.common.errors import Exhausted, HelperRefused, HelperUnavailable, RequestReused, ServerEnding
+from telehandler.jobs.helper_link import HelperLink, LiveJob, Order, Unreceived
+from telehandler.jobs.job import Job, ended_job
+from telehandler.jobs.lifecycle import Lifecycle, kill, new_log, release
+from telehandler.jobs.records import Record, Records
+from telehandler.jobs.request import DEFAULT_ENV, Request, new_record
+from telehandler.output.log import JobLog
 
-DEFAULT_ENV = {
-    b"PATH": b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    b"HOME": b"/tmp",
-    b"USER": b"job",
-    b"LANG": b"C.UTF-8",
-    b"TERM": b"dumb",
-}
 _MAX_SHOWN = 200  # bytes of a command or directory in a message
 
 
-class Request(NamedTuple):
-    """What a user asks for."""
+class Starts:
+    """The starts that are under way. One event loop."""
 
-    owner: str
-    argv: list[bytes]
-    env: dict[bytes, bytes]
-    cwd: bytes  # empty: the server's own where the job may enter it, else /
-    limits: dict[str, int]
-    profile: str
-    log_cap: Cap = NO_CAP
-    log_kill: bool = False  # at the cap, if it does not drop the oldest; else the job waits
-    request_id: str = ""  # starts of one owner with one id are one job's; empty: each is its own
-    request_sha256: str = ""  # hex, tells requests with one id apart
+    def __init__(self, directory: Path, records: Records, lifecycle: Lifecycle, cwd: bytes) -> None:
+        self._directory, self._records, self._lifecycle, self._cwd = directory, records, lifecycle, cwd
+        self._tasks: set[asyncio.Task[Job]] = set()
+        self._of_requests: dict[tuple[str, str], asyncio.Task[Job]] = {}  # by owner and request id
+        self._closed = False
+
+    async def start(self, request: Request, link: HelperLink) -> Job:
+        """A running job, or the one that this request id has started already.
+
+        A caller who is cancelled does not cancel it. Raises HelperRefused, HelperUnavailable,
+        ServerEnding, RequestReused, or Exhausted where it could not be kept.
+        """
+        key = request.owner, request.request_id
+        task = self._of_requests.get(key)
+        if not task:
+            if request.request_id and (record := self._records.of_request(*key)):
+                return _of_same_request(self._lifecycle.running.get(record.uuid) or ended_job(record), request)
+            if self._closed:
+                raise ServerEnding("the server is ending, and starts no more jobs: try again when it is back")
+            task = asyncio.get_running_loop().create_task(self._start(request, link))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # heard, if by nobody else
+            if request.request_id:
+                self._of_requests[key] = task
+                task.add_done_callback(lambda _: self._of_requests.pop(key))
+        return _of_same_request(await asyncio.shield(task), request)
+
+    async def close(self) -> None:
+        """No more starts; returns once none is under way."""
+        self._closed = True
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def order(self, request: Request, uuid: uuids.UUID) -> Order:
+        """What the helper is asked for."""
+        env = [name + b"=" + value for name, value in (DEFAULT_ENV | request.env).items()]
+        return Order(uuid.bytes, request.profile, request.cwd or self._cwd, request.argv, env, request.limits)
+
+    async def _start(self, request: Request, link: HelperLink) -> Job:
+        record = new_record(request)
+        log, live = None, None
+        try:
+            capacity.check(self._directory.parent, len(self._tasks) - 1)
+            log = new_log(self._directory, record)  # before it runs: what cannot be kept is not started
+            if record.request_id and not self._records.begin(record):
+                raise HelperUnavailable("the helper has not answered a start of this request id: it is not known yet")
+            live = await _ask_helper(link, self.order(request, uuids.UUID(record.uuid)), anywhere=not request.cwd)
+            record.job_uid, record.start_ns = live.uid, time.time_ns()
+            self._records.save(record)
+        except Exception as error:
+            await self._undo(record, log, live, link, error)
+            raise _explained(error, request) from None
+        job = Job(record, log)
+        self._lifecycle.follow(job, log, live, link)
+        return job
+
+    async def _undo(
+        self, record: Record, log: JobLog | None, live: LiveJob | None, link: HelperLink, error: Exception
+    ) -> None:
+        """Takes back what was made of a start that failed."""
+        if log:
+            log.release()
+        shutil.rmtree(self._directory / record.uuid, ignore_errors=True)  # two empty files
+        if live:
+            live.close()
+        handle = live.handle if live else error.handle if isinstance(error, Unreceived) else None
+        if handle is not None:
+            await kill(link, handle)
+            self._lifecycle.spawn(release(link, handle))
+        # A helper that lives and does not answer may have started it: adoption will see.
+        if link.lost or not isinstance(error, HelperUnavailable):
+            with suppress(sqlite3.OperationalError):  # no room: as if the helper had not answered
+                self._records.forget(record)
 
 
-def new_record(request: Request) -> Record:
-    """Of a job that is about to start."""
-    record = Record(str(uuids.uuid4()), request.owner, request.argv, start_ns=time.time_ns())
-    record.request_id, record.request_sha256 = request.request_id, request.request_sha256
-    if request.log_cap.max_bytes:
-        policy = "drop" if request.log_cap.drop_oldest else "kill" if request.log_kill else "block"
-        record.extra |= {"log_max_bytes": str(request.log_cap.max_bytes), "log_policy": policy}
-    return record
-
-
-async def ask_helper(link: HelperLink, order: Order, anywhere: bool) -> LiveJob:
+async def _ask_helper(link: HelperLink, order: Order, anywhere: bool) -> LiveJob:
     """Starts it in /, if `anywhere` will do, where the server's own directory is hidden from jobs."""
     try:
         return await link.start(order)
@@ -57,20 +110,30 @@ async def ask_helper(link: HelperLink, order: Order, anywhere: bool) -> LiveJob:
         return await link.start(order._replace(cwd=b"/"))
 
 
-def told(error: Exception, request: Request) -> Exception:
-    """What the one who asked for a start is told of its failure."""
+def _explained(error: Exception, request: Request) -> Exception:
+    """What the user is told of a start that failed."""
     if isinstance(error, HelperRefused):
-        return _named(error, request)
+        return _with_name(error, request)
     if isinstance(error, sqlite3.OperationalError) or (isinstance(error, OSError) and error.errno in capacity.ERRORS):
         text = error.strerror if isinstance(error, OSError) else error
         return Exhausted(f"the server cannot keep a job in its state directory: {text}")
     return error
 
 
-def _named(refused: HelperRefused, request: Request) -> HelperRefused:
+def _with_name(refused: HelperRefused, request: Request) -> HelperRefused:
     """A refusal that says what the helper, which quotes no user, leaves out: the command or the directory."""
     word = {Stage.EXEC: request.argv[0], Stage.CHDIR: request.cwd}.get(Stage(refused.stage))
     if not word:
         return refused
     shown = repr(word[:_MAX_SHOWN].decode("utf-8", "backslashreplace"))
     return HelperRefused(refused.stage, refused.errno, f"{refused}: {shown}")
+
+
+def _of_same_request(job: Job, request: Request) -> Job:
+    """The job, unless another request has started it. Raises RequestReused."""
+    if job.record.request_sha256 != request.request_sha256:
+        raise RequestReused(
+            f"the request id {request.request_id} was that of another request, whose job is {job.record.name}: "
+            "each new request needs an id of its own"
+        )
+    return job
