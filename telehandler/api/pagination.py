@@ -8,7 +8,7 @@ import uuid as uuids
 from typing import NamedTuple
 
 from telehandler.common.states import State
-from telehandler.jobs.records import Place
+from telehandler.jobs.records import Cursor
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
@@ -23,13 +23,13 @@ class Query(NamedTuple):
     states: frozenset[State]
 
 
-def pack(query: Query, place: Place) -> str:
-    """The token of the page behind `place`; good for this query alone."""
-    uuid = uuids.UUID(place.uuid).bytes
-    return base64.urlsafe_b64encode(_TOKEN.pack(place.start_ns, uuid, _check(query, place.start_ns, uuid))).decode()
+def pack(query: Query, cursor: Cursor) -> str:
+    """The token of the page behind `cursor`; good for this query alone."""
+    uuid = uuids.UUID(cursor.uuid).bytes
+    return base64.urlsafe_b64encode(_TOKEN.pack(cursor.start_ns, uuid, _check(query, cursor.start_ns, uuid))).decode()
 
 
-def unpack(query: Query, token: str) -> Place:
+def unpack(query: Query, token: str) -> Cursor:
     """Raises ValueError. A token that somebody makes up is no secret's loss: it only says where to begin."""
     if len(token) != TOKEN_LETTERS:
         raise ValueError("not a token's length")
@@ -39,7 +39,7 @@ def unpack(query: Query, token: str) -> Place:
         raise ValueError("not a token") from None
     if check != _check(query, start_ns, uuid):
         raise ValueError("the token of another list")
-    return Place(start_ns, str(uuids.UUID(bytes=uuid)))
+    return Cursor(start_ns, str(uuids.UUID(bytes=uuid)))
 
 
 def _check(query: Query, start_ns: int, uuid: bytes) -> bytes:

@@ -99,7 +99,7 @@ class Service:
             text = "the page token is of no page before of the same list: begin without one"
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text) from None
         jobs, more = self._jobs.list_jobs(query.owner, query.states, after, size)
-        token = pagination.pack(query, jobs[-1].record.place) if more else ""
+        token = pagination.pack(query, jobs[-1].record.cursor) if more else ""
         return pb.ListJobsResponse(jobs=[responses.status(job) for job in jobs], next_page_token=token)
 
     async def delete_job(self, request: pb.DeleteJobRequest, caller: Caller, context: Context) -> Empty:
@@ -131,8 +131,8 @@ class Service:
         log = self._jobs.open_log(job)
         self._chunks.join(self._jobs.running)
         try:
-            wish = await validation.wish(request, log)
-            async for message in watch.messages(log, self._chunks, wish):
+            options = await validation.watch_options(request, log)
+            async for message in watch.messages(log, self._chunks, options):
                 await context.write(message)
             if log.ended:
                 await job.ended.wait()

@@ -70,7 +70,7 @@ def _identity(request: pb.StartJobRequest, owner: str) -> tuple[str, str]:
     return request.request_id.lower(), hashlib.sha256(rest.SerializeToString(deterministic=True)).hexdigest()
 
 
-async def wish(request: pb.WatchJobOutputRequest, log: JobLog) -> watch.Wish:
+async def watch_options(request: pb.WatchJobOutputRequest, log: JobLog) -> watch.WatchOptions:
     """Where to begin, and what to send."""
     if request.stream not in (0, *Stream):
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a stream is stdout, stderr, or unspecified for both")
@@ -92,7 +92,7 @@ async def wish(request: pb.WatchJobOutputRequest, log: JobLog) -> watch.Wish:
     if offset > log.size:
         text = f"offset {offset} is beyond the output, which has {log.size} bytes{'' if log.ended else ' so far'}"
         raise Refusal(grpc.StatusCode.OUT_OF_RANGE, text)
-    return watch.Wish(offset, not request.no_follow, stream, until_ns, request.accept_zstd, request.exact_times)
+    return watch.WatchOptions(offset, not request.no_follow, stream, until_ns, request.accept_zstd, request.exact_times)
 
 
 def _nanoseconds(time: Timestamp) -> int:

@@ -22,7 +22,7 @@ CONTROLLERS = {"cpu": "cpu.max", "memory": "memory.max", "io": "io.max", "pids":
 EXPIRY_DAYS = 30
 
 
-class Place(NamedTuple):
+class Target(NamedTuple):
     """Where to look."""
 
     server: str
@@ -32,16 +32,16 @@ class Place(NamedTuple):
     policy: str | None
 
 
-def machine(place: Place) -> Iterator[Finding]:
+def machine(target: Target) -> Iterator[Finding]:
     """Kernel, cgroup v2, helper, controllers, certificates."""
-    needed = list(prerequisites.findings(place.cgroup_root, place.policy))
+    needed = list(prerequisites.findings(target.cgroup_root, target.policy))
     yield from needed
     if not all(finding.ok for finding in needed):
-        yield from certificates(place)
+        yield from certificates(target)
         return  # the helper would not start
-    command = shlex.join(helper_process.command(place.cgroup_root, place.policy))
+    command = shlex.join(helper_process.command(target.cgroup_root, target.policy))
     try:
-        rows = verdict(place)
+        rows = verdict(target)
     except HelperRefused as refused:
         yield Finding("helper", True, f"starts: {command}")
         yield Finding("job", False, f"an ordinary job would be refused: {refused}", _remedy(refused))
@@ -49,14 +49,14 @@ def machine(place: Place) -> Iterator[Finding]:
         yield Finding("helper", True, f"starts: {command}")
         yield Finding("job", True, f"an ordinary job may run, in the profile {rows.get('profile_name', '')}")
         yield controllers(rows)
-    yield from certificates(place)
+    yield from certificates(target)
 
 
-def run(place: Place, what: Callable[[Place], Iterator[Finding]]) -> list[Finding]:
+def run(target: Target, what: Callable[[Target], Iterator[Finding]]) -> list[Finding]:
     """All findings; what makes looking impossible is one of them."""
     found: list[Finding] = []
     try:
-        found.extend(what(place))
+        found.extend(what(target))
     except HelperRefused as refused:
         found.append(Finding("job", False, str(refused), f"{_remedy(refused)}; nothing more can be seen before"))
     except (TelehandlerError, OSError, subprocess.TimeoutExpired, ValueError) as error:
@@ -75,10 +75,10 @@ def request(**changes: Any) -> Request:
     return Request(**(fields | changes))
 
 
-def verdict(place: Place) -> dict[str, str]:
+def verdict(target: Target) -> dict[str, str]:
     """The rows of a dry run, those of one name joined."""
     found: dict[str, str] = {}
-    for row in local.check(request(), place.cgroup_root, place.policy):
+    for row in local.check(request(), target.cgroup_root, target.policy):
         name, _, value = row.decode("utf-8", "replace").partition(" ")
         found[name] = f"{found[name]} {value}" if name in found else value
     return found
@@ -91,8 +91,8 @@ def controllers(rows: dict[str, str]) -> Finding:
     return Finding("limits", not missing, text or "limits of cpu, memory, io and processes are in force", remedy)
 
 
-def certificates(place: Place) -> Iterator[Finding]:
-    for whose, (cert, key) in place.pairs.items():
+def certificates(target: Target) -> Iterator[Finding]:
+    for whose, (cert, key) in target.pairs.items():
         try:
             certificate = x509.load_pem_x509_certificate(Path(cert).read_bytes())
             mode = stat.S_IMODE(os.stat(key).st_mode)

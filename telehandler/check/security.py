@@ -16,7 +16,7 @@ from typing import Any
 
 from helper import wire
 from telehandler import local
-from telehandler.check.machine import Place, certificates, controllers, request, verdict
+from telehandler.check.machine import Target, certificates, controllers, request, verdict
 from telehandler.common.errors import HelperRefused, TelehandlerError
 from telehandler.jobs.manager import Jobs
 from telehandler.jobs.request import Request
@@ -31,19 +31,19 @@ _FAR_TOO_MUCH = 1 << 62
 _WRITABLE = {"/proc", "/tmp", "/var/tmp", "/dev/shm", "/dev/pts"}
 
 
-def security(place: Place) -> Iterator[Finding]:
+def security(target: Target) -> Iterator[Finding]:
     """The properties of docs/security.md that can be tried on a running installation."""
-    rows = verdict(place)
-    probe = json.loads(local.with_jobs(place.cgroup_root, place.policy, partial(_output, _probe_request())))
-    yield from _protocol(place)
+    rows = verdict(target)
+    probe = json.loads(local.with_jobs(target.cgroup_root, target.policy, partial(_output, _probe_request())))
+    yield from _protocol(target)
     yield controllers(rows)._replace(name="S10")
-    yield _refusal(place, "S10", "a limit beyond the policy's maximum is refused", limits={"pids": _FAR_TOO_MUCH})
-    yield _files(place)
-    yield _refusal(place, "S15", "a working directory in /proc is refused", cwd=b"/proc/self/fd")
+    yield _refusal(target, "S10", "a limit beyond the policy's maximum is refused", limits={"pids": _FAR_TOO_MUCH})
+    yield _files(target)
+    yield _refusal(target, "S15", "a working directory in /proc is refused", cwd=b"/proc/self/fd")
     yield from _inside(probe, rows)
     yield from _processes()
-    yield from _server(place)
-    yield from (finding for finding in certificates(place) if finding.name == "S38")
+    yield from _server(target)
+    yield from (finding for finding in certificates(target) if finding.name == "S38")
 
 
 def _probe_request() -> Request:
@@ -64,17 +64,17 @@ async def _output(request: Request, jobs: Jobs) -> bytes:
     return outputs[Stream.STDOUT]
 
 
-def _refusal(place: Place, name: str, text: str, **changes: Any) -> Finding:
+def _refusal(target: Target, name: str, text: str, **changes: Any) -> Finding:
     try:
-        local.check(request(**changes), place.cgroup_root, place.policy)
+        local.check(request(**changes), target.cgroup_root, target.policy)
     except HelperRefused:
         return Finding(name, True, text)
     return Finding(name, False, f"not so: {text}", "install the helper anew")
 
 
-def _protocol(place: Place) -> Iterator[Finding]:
+def _protocol(target: Target) -> Iterator[Finding]:
     """A violation ends the helper; so does a stdin that is no socket. Its other habits show while it lives."""
-    process, sock = helper_process.start(place.cgroup_root, place.policy, stderr=subprocess.DEVNULL)
+    process, sock = helper_process.start(target.cgroup_root, target.policy, stderr=subprocess.DEVNULL)
     helpers = [pid for pid in _with_command("/helper", 0) if _descends(pid, process.pid)]
     with sock:
         limits = [_proc(pid, "limits") for pid in helpers]
@@ -84,7 +84,7 @@ def _protocol(place: Place) -> Iterator[Finding]:
         ended = sock.recv(wire.MAX_MESSAGE) == b""
     status = process.wait(_TIMEOUT_S)
     yield Finding("S1", ended and status == 3, f"a violation of the protocol ends the helper (exit status {status})")
-    command = helper_process.command(place.cgroup_root, place.policy)
+    command = helper_process.command(target.cgroup_root, target.policy)
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=False)
     yield Finding("S7", done.returncode == 125, "the helper serves nothing but a connected socket")
     yield Finding("S30", bool(threads) and set(threads) == {1}, "the helper has one thread")
@@ -92,9 +92,9 @@ def _protocol(place: Place) -> Iterator[Finding]:
     yield Finding("S35", bool(core) and all(pair == ["0", "0"] for pair in core), "the helper dumps no core")
 
 
-def _files(place: Place) -> Finding:
+def _files(target: Target) -> Finding:
     """The helper checks the same, and all it imports, at each start; it has just started."""
-    command = helper_process.command(place.cgroup_root, place.policy)
+    command = helper_process.command(target.cgroup_root, target.policy)
     words = [word for word in command if word.startswith("/") and os.path.exists(word)]
     paths = {parent for word in words for parent in (Path(word).resolve(), *Path(word).resolve().parents)}
     open_ = [str(path) for path in sorted(paths) if not _roots_alone(path)]
@@ -163,28 +163,28 @@ def _processes() -> Iterator[Finding]:
         yield Finding("S13", ok and not dumpable, text, "start the server anew with this version")
 
 
-def _server(place: Place) -> Iterator[Finding]:
+def _server(target: Target) -> Iterator[Finding]:
     """Whether the server answers those it should not."""
-    host, _, port = place.server.rpartition(":")
+    host, _, port = target.server.rpartition(":")
     try:
         socket.create_connection((host, int(port)), _TIMEOUT_S).close()
     except (OSError, ValueError):
-        yield Finding("S36", None, f"no server listens on {place.server}")
+        yield Finding("S36", None, f"no server listens on {target.server}")
         return
-    yield Finding("S36", not _shakes_hands(place, with_pair=False), "a client without a certificate is refused")
-    yield Finding("S36", not _shakes_hands(place, ssl.TLSVersion.TLSv1_2), "TLS 1.2 is refused")
+    yield Finding("S36", not _shakes_hands(target, with_pair=False), "a client without a certificate is refused")
+    yield Finding("S36", not _shakes_hands(target, ssl.TLSVersion.TLSv1_2), "TLS 1.2 is refused")
 
 
-def _shakes_hands(place: Place, version: ssl.TLSVersion | None = None, with_pair: bool = True) -> bool:
+def _shakes_hands(target: Target, version: ssl.TLSVersion | None = None, with_pair: bool = True) -> bool:
     """Whether the server accepts a connection; in TLS 1.3 its refusal comes with the first read."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.set_alpn_protocols(["h2"])
     context.check_hostname = False
-    host, _, port = place.server.rpartition(":")
+    host, _, port = target.server.rpartition(":")
     try:
-        context.load_verify_locations(place.root)
+        context.load_verify_locations(target.root)
         if with_pair:
-            context.load_cert_chain(*place.pairs["client"])
+            context.load_cert_chain(*target.pairs["client"])
         if version:
             context.maximum_version = version
         with (

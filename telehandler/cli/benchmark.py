@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from telehandler.cli import jobname, options, terminal
+from telehandler.cli import job_names, options, terminal
 from telehandler.common.errors import TelehandlerError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def command(
     from telehandler.client import benchmark
 
     paths: Sequence[Path | None] = [None] * watchers if discard else benchmark.output_paths(Path(output), watchers)
-    client = jobname.connect(settings)
+    client = job_names.connect(settings)
     from telehandler.pb import telehandler_pb2 as pb
 
     message = pb.StartJobRequest(argv=[os.fsencode(argument) for argument in command])

@@ -32,8 +32,8 @@ def command(context: click.Context, /, security: bool, output: str, **given: Any
 
     settings = options.settings(given)
     pairs = {"client": (settings["cert"], settings["key"]), "server": (given["server_cert"], given["server_key"])}
-    place = machine.Place(settings["server"], pairs, settings["root"], given["cgroup_root"], given["helper_policy"])
-    findings = machine.run(place, properties.security if security else machine.machine)
+    target = machine.Target(settings["server"], pairs, settings["root"], given["cgroup_root"], given["helper_policy"])
+    findings = machine.run(target, properties.security if security else machine.machine)
     judged = [finding for finding in findings if finding.ok is not None]
     held = sum(bool(finding.ok) for finding in judged)
     if output == "json":

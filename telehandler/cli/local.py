@@ -5,8 +5,7 @@ from typing import Any
 
 import click
 
-from telehandler.cli import options, terminal
-from telehandler.cli import parse as words
+from telehandler.cli import options, parse, terminal
 
 
 @click.command(context_settings=options.JOB_COMMAND)
@@ -21,13 +20,13 @@ def command(context: click.Context, /, cgroup_root: str | None, helper_policy: s
     signal n ended it.
     """
     options.check_command(given["command"], context)
-    limits = words.limits(given)
+    limits = parse.limits(given)
     from telehandler import local
 
     request = local.Request(
         owner="local",
         argv=[os.fsencode(argument) for argument in given["command"]],
-        env=words.environment(given["env"], given["env_file"]),
+        env=parse.environment(given["env"], given["env_file"]),
         cwd=os.fsencode(given["workdir"] or ""),
         limits=limits,
         profile=given["profile"],
@@ -36,4 +35,4 @@ def command(context: click.Context, /, cgroup_root: str | None, helper_policy: s
         terminal.show_check(given["command"], local.check(request, cgroup_root, helper_policy))
         return
     end = local.run(request, cgroup_root, helper_policy, local.Sinks(terminal.write, terminal.note))
-    context.exit(terminal.tell_end(*end))
+    context.exit(terminal.report_end(*end))

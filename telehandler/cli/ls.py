@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from telehandler.cli import jobname, options
+from telehandler.cli import job_names, options
 from telehandler.cli.status import fields
 from telehandler.cli.terminal import note, printable
 from telehandler.common.states import State
@@ -43,7 +43,7 @@ def command(
     """List your jobs, the newest first."""
     if quiet and output != "text":
         raise click.UsageError("-q goes without -o", context)
-    client = jobname.connect(options.settings(given))
+    client = job_names.connect(options.settings(given))
     names = [f"JOB_STATE_{name.upper()}" for name in states]
     # One more than is shown tells whether there are more.
     listed = client.list_jobs(_EVERYBODY if everybody else "", names, limit + 1)

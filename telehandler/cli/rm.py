@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from telehandler.cli import jobname, options
+from telehandler.cli import job_names, options
 from telehandler.cli.terminal import printable
 
 if TYPE_CHECKING:
@@ -28,4 +28,4 @@ def command(context: click.Context, /, force: bool, jobs: tuple[str, ...], **giv
         print(printable(name), flush=True)
         return 0
 
-    context.exit(jobname.for_each(jobs, options.settings(given), remove))
+    context.exit(job_names.for_each(jobs, options.settings(given), remove))

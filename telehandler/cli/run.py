@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from telehandler.cli import jobname, options, terminal
-from telehandler.cli import parse as words
+from telehandler.cli import job_names, options, parse, terminal
 from telehandler.common.errors import TelehandlerError
 
 if TYPE_CHECKING:
@@ -39,9 +38,9 @@ def command(
     """
     settings = options.settings(given)
     options.check_command(given["command"], context)
-    limits = words.limits(given)
-    variables = words.environment(given["env"], given["env_file"])
-    client = jobname.connect(settings)  # the handshake goes on while more is imported
+    limits = parse.limits(given)
+    variables = parse.environment(given["env"], given["env_file"])
+    client = job_names.connect(settings)  # the handshake goes on while more is imported
     from telehandler.pb import telehandler_pb2 as pb
 
     message = pb.StartJobRequest(
@@ -50,7 +49,7 @@ def command(
         working_directory=given["workdir"] or "",
         limits=pb.Limits(**limits),
         profile=given["profile"],
-        log_max_bytes=words.size(log_max_size, "--log-max-size") if log_max_size else 0,
+        log_max_bytes=parse.size(log_max_size, "--log-max-size") if log_max_size else 0,
         log_policy=f"LOG_POLICY_{log_policy.upper().replace('-', '_')}" if log_policy else None,
     )
     if given["dry_run"]:
@@ -78,7 +77,7 @@ def watch(
         write(output)
     if not ended:
         return 0
-    return terminal.tell_end(ended[0].reason, ended[0].exit_code, ended[0].signal, ended[0].detail)
+    return terminal.report_end(ended[0].reason, ended[0].exit_code, ended[0].signal, ended[0].detail)
 
 
 def write(output: "pb.JobOutput") -> None:

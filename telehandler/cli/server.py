@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from telehandler.cli import parse as words
+from telehandler.cli import parse
 from telehandler.common.bounds import MAX_CALLS_PER_USER, MAX_CONNECTIONS
 
 
@@ -62,11 +62,11 @@ def command(
     output.
     """
     keep = {
-        "age_ms": words.duration_ms(keep_age, "--keep-age") if keep_age is not None else 0,
+        "age_ms": parse.duration_ms(keep_age, "--keep-age") if keep_age is not None else 0,
         "jobs": keep_jobs,
-        "output_bytes": words.size(keep_bytes, "--keep-bytes") if keep_bytes is not None else 0,
+        "output_bytes": parse.size(keep_bytes, "--keep-bytes") if keep_bytes is not None else 0,
     }
-    drain_s = words.duration_ms(drain_timeout, "--drain-timeout") / 1000
+    drain_s = parse.duration_ms(drain_timeout, "--drain-timeout") / 1000
     from telehandler.supervisor.server import Options, serve
 
     context.exit(serve(Options(**given, keep=keep, drain_s=drain_s if on_stop == "drain" else None)))

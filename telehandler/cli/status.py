@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from telehandler.cli import jobname, options
+from telehandler.cli import job_names, options
 from telehandler.cli.terminal import printable
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def command(output: str, job: str | None, **given: Any) -> None:
     JOB is a job's name, its UUID, or as much of that as is unique; without it, the one of the jidfile.
     """
     settings = options.settings(given)
-    client = jobname.connect(settings)
-    shown = fields(client.status(jobname.find(job, settings, client)))
+    client = job_names.connect(settings)
+    shown = fields(client.status(job_names.find(job, settings, client)))
     if client.detail:
         shown["detail"] = client.detail
     if output == "json":

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from telehandler.cli import jobname, options
+from telehandler.cli import job_names, options
 
 
 def _number(context: click.Context, parameter: click.Parameter, value: str) -> int:
@@ -31,5 +31,5 @@ def command(number: int, stop_timeout: float, job: str | None, **given: Any) -> 
     JOB is a job's name, its UUID, or as much of that as is unique; without it, the one of the jidfile.
     """
     settings = options.settings(given)
-    client = jobname.connect(settings)
-    client.stop(jobname.find(job, settings, client), number, stop_timeout)
+    client = job_names.connect(settings)
+    client.stop(job_names.find(job, settings, client), number, stop_timeout)

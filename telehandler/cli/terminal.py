@@ -42,7 +42,7 @@ def show_check(argv: Sequence[str], rows: list[bytes]) -> None:
         print(f"{name:<18} {printable(value)}")
 
 
-def tell_end(reason: str, exit_code: int, number: int, detail: str = "", job: str = "the job") -> int:
+def report_end(reason: str, exit_code: int, number: int, detail: str = "", job: str = "the job") -> int:
     """Says why a job ended, when it was not a plain exit; the exit code that goes with it."""
     if detail:
         note(f"not all output of {job} was kept: {detail}")

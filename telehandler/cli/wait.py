@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from telehandler.cli import jobname, options, terminal
+from telehandler.cli import job_names, options, terminal
 from telehandler.common.errors import TelehandlerError
 
 if TYPE_CHECKING:
@@ -30,6 +30,6 @@ def command(context: click.Context, /, jobs: tuple[str, ...], **given: Any) -> N
             raise TelehandlerError("the server does not know how the job ended: its log says more")
         reason = Reason(status.reason).name.lower()
         subject = f"the job {name}" if len(jobs) > 1 else "the job"
-        return terminal.tell_end(reason, status.exit_code, status.signal, job=subject)
+        return terminal.report_end(reason, status.exit_code, status.signal, job=subject)
 
-    context.exit(jobname.for_each(jobs or [None], options.settings(given), wait))
+    context.exit(job_names.for_each(jobs or [None], options.settings(given), wait))

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from telehandler.cli import EXIT_INTERRUPTED, jobname, options, terminal
-from telehandler.cli import parse as words
+from telehandler.cli import EXIT_INTERRUPTED, job_names, options, parse, terminal
 from telehandler.cli.run import watch, write
 from telehandler.common.errors import EXIT_OURS, TelehandlerError
 
@@ -43,8 +42,8 @@ def command(context: click.Context, /, job: str | None, **given: Any) -> None:
     if given["verify"] and (parts or not given["follow"]):
         raise TelehandlerError("--verify needs all of the output: it goes without --offset, --tail, --stream and so on")
     times = {name: _time_ns(given[name], f"--{name}") for name in ("since", "until") if given[name] is not None}
-    client = jobname.connect(settings)
-    name = jobname.find(job, settings, client)
+    client = job_names.connect(settings)
+    name = job_names.find(job, settings, client)
     from telehandler.pb import telehandler_pb2 as pb
 
     request = pb.WatchJobOutputRequest(
@@ -115,7 +114,7 @@ def _time_ns(text: str, flag: str) -> int:
         when = datetime.fromisoformat(text)
     except ValueError:
         try:
-            return int(datetime.now(UTC).timestamp() * 1e9) - words.duration_ms(text, flag) * 1_000_000
+            return int(datetime.now(UTC).timestamp() * 1e9) - parse.duration_ms(text, flag) * 1_000_000
         except TelehandlerError:
             raise TelehandlerError(f"{flag} {text!r} is neither 2026-01-31T12:00:00Z nor an age such as 10m") from None
     return int(when.astimezone(UTC).timestamp() * 1e9)

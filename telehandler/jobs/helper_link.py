@@ -42,7 +42,7 @@ class LiveJob(NamedTuple):
         close_all([self.stdout_fd, self.stderr_fd, self.cgroup_fd])
 
 
-class Order(NamedTuple):
+class JobSpec(NamedTuple):
     """What START and CHECK take; a limit that is not there is the policy's default."""
 
     tag: bytes
@@ -113,16 +113,16 @@ class HelperLink:
     def forget(self, handle: int) -> None:
         self._exits.pop(handle, None)
 
-    async def start(self, order: Order) -> LiveJob:
+    async def start(self, spec: JobSpec) -> LiveJob:
         """A running job. Raises HelperRefused with the stage that failed; Unreceived."""
-        message, fds = await self._call(Type.START, **order.fields())
+        message, fds = await self._call(Type.START, **spec.fields())
         if not fds:
             raise Unreceived(message.fields["handle"])
         return LiveJob(message.fields["handle"], message.fields["uid"], *fds)
 
-    async def check(self, order: Order) -> list[bytes]:
+    async def check(self, spec: JobSpec) -> list[bytes]:
         """What start would do: VERDICT's rows. Raises HelperRefused as start would, short of the start itself."""
-        message, _ = await self._call(Type.CHECK, **order.fields())
+        message, _ = await self._call(Type.CHECK, **spec.fields())
         rows: list[bytes] = message.fields["rows"]
         return rows
 

@@ -10,7 +10,7 @@ from telehandler.jobs import adoption
 from telehandler.jobs.helper_link import HelperLink
 from telehandler.jobs.job import Job, ended_job
 from telehandler.jobs.lifecycle import Lifecycle
-from telehandler.jobs.records import Keep, Place, Records
+from telehandler.jobs.records import Cursor, Keep, Records
 from telehandler.jobs.request import Request
 from telehandler.jobs.retention import Retention
 from telehandler.jobs.start import Starts
@@ -51,9 +51,9 @@ class Jobs:
 
     async def check(self, request: Request) -> list[bytes]:
         """What a job of this request would get, a name and a value each. Raises as start does."""
-        order = self._starts.order(request, uuids.UUID(int=0))
+        spec = self._starts.spec(request, uuids.UUID(int=0))
         fallback = [] if request.cwd else [b"cwd_fallback /"]  # as in start
-        return [*(b"env " + entry for entry in order.env), *await self._link.check(order), *fallback]
+        return [*(b"env " + entry for entry in spec.env), *await self._link.check(spec), *fallback]
 
     async def start(self, request: Request) -> Job:
         """A running job, or the one that this request id has started already: see Starts.start."""
@@ -72,7 +72,7 @@ class Jobs:
         return len(self._lifecycle.running)
 
     def list_jobs(
-        self, owner: str | None, states: Collection[State], after: Place | None, count: int
+        self, owner: str | None, states: Collection[State], after: Cursor | None, count: int
     ) -> tuple[list[Job], bool]:
         """One page, the newest first, and whether there are more: see Records.page."""
         records, more = self._records.page(owner, states, after, count)

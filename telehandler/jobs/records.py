@@ -55,7 +55,7 @@ MAX_PAGE_BYTES = 1 << 20  # of records in one page, whatever their number: a com
 _RUNNING, _ENDED = "state = 1", "state <> 1"
 
 
-class Place(NamedTuple):
+class Cursor(NamedTuple):
     """Where in the list a record is: by its start, and by its name among those of one start."""
 
     start_ns: int
@@ -100,8 +100,8 @@ class Record:
         return f"users/{self.owner}/jobs/{self.uuid}"
 
     @property
-    def place(self) -> Place:
-        return Place(self.start_ns, self.uuid)
+    def cursor(self) -> Cursor:
+        return Cursor(self.start_ns, self.uuid)
 
     @property
     def output_bytes(self) -> int:
@@ -214,7 +214,7 @@ class Records:
         return [_load(text) for (text,) in self._database.execute(f"SELECT record FROM job WHERE {_RUNNING}")]
 
     def page(
-        self, owner: str | None, states: Collection[State], after: Place | None, count: int
+        self, owner: str | None, states: Collection[State], after: Cursor | None, count: int
     ) -> tuple[list[Record], bool]:
         """At most `count` records, the newest first, from behind `after`; and whether there are more.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from helper.wire import Stage
 from telehandler.common import capacity
 from telehandler.common.errors import Exhausted, HelperRefused, HelperUnavailable, RequestReused, ServerEnding
-from telehandler.jobs.helper_link import HelperLink, LiveJob, Order, Unreceived
+from telehandler.jobs.helper_link import HelperLink, JobSpec, LiveJob, Unreceived
 from telehandler.jobs.job import Job, ended_job
 from telehandler.jobs.lifecycle import Lifecycle, kill, new_log, release
 from telehandler.jobs.records import Record, Records
@@ -58,10 +58,10 @@ class Starts:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def order(self, request: Request, uuid: uuids.UUID) -> Order:
+    def spec(self, request: Request, uuid: uuids.UUID) -> JobSpec:
         """What the helper is asked for."""
         env = [name + b"=" + value for name, value in (DEFAULT_ENV | request.env).items()]
-        return Order(uuid.bytes, request.profile, request.cwd or self._cwd, request.argv, env, request.limits)
+        return JobSpec(uuid.bytes, request.profile, request.cwd or self._cwd, request.argv, env, request.limits)
 
     async def _start(self, request: Request, link: HelperLink) -> Job:
         record = new_record(request)
@@ -71,7 +71,7 @@ class Starts:
             log = new_log(self._directory, record)  # before it runs: what cannot be kept is not started
             if record.request_id and not self._records.begin(record):
                 raise HelperUnavailable("the helper has not answered a start of this request id: it is not known yet")
-            live = await _ask_helper(link, self.order(request, uuids.UUID(record.uuid)), anywhere=not request.cwd)
+            live = await _ask_helper(link, self.spec(request, uuids.UUID(record.uuid)), anywhere=not request.cwd)
             record.job_uid, record.start_ns = live.uid, time.time_ns()
             self._records.save(record)
         except Exception as error:
@@ -100,14 +100,14 @@ class Starts:
                 self._records.forget(record)
 
 
-async def _ask_helper(link: HelperLink, order: Order, anywhere: bool) -> LiveJob:
+async def _ask_helper(link: HelperLink, spec: JobSpec, anywhere: bool) -> LiveJob:
     """Starts it in /, if `anywhere` will do, where the server's own directory is hidden from jobs."""
     try:
-        return await link.start(order)
+        return await link.start(spec)
     except HelperRefused as refused:
         if refused.stage != Stage.CHDIR or not anywhere:
             raise
-        return await link.start(order._replace(cwd=b"/"))
+        return await link.start(spec._replace(cwd=b"/"))
 
 
 def _explained(error: Exception, request: Request) -> Exception:

@@ -14,7 +14,7 @@ _REGION_BYTES = 1 << 39  # the one of 256 KiB, the 19th, ends within the 16 TiB 
 _LENGTH = struct.Struct("<I")
 
 
-class Packed:
+class CompressedChunks:
     """Owns the file, which is made when there is something to keep."""
 
     kept = 0  # bytes, of all logs
@@ -40,7 +40,7 @@ class Packed:
     def put(self, offset: int, size: int, message: bytes) -> None:
         """Keeps it, where there is room: a message shorter than its chunk, which is not there yet."""
         length = _LENGTH.size + len(message)
-        if length > size or offset + size > _REGION_BYTES or Packed.kept + length > MOST_BYTES:
+        if length > size or offset + size > _REGION_BYTES or CompressedChunks.kept + length > MOST_BYTES:
             return
         try:
             if self._fd < 0:
@@ -55,12 +55,12 @@ class Packed:
         except OSError:  # no unnamed files, no more fds, a full disk
             return
         self._bytes += length
-        Packed.kept += length
+        CompressedChunks.kept += length
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
-        Packed.kept -= self._bytes
+        CompressedChunks.kept -= self._bytes
         self._fd, self._bytes = -1, 0
 
 

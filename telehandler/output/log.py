@@ -25,7 +25,7 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from telehandler.output.compressed_chunks import Packed
+from telehandler.output.compressed_chunks import CompressedChunks
 
 CHUNK_BYTES = 256 * 1024  # the most that one chunk of a watcher holds
 PIPE_BYTES = 1 << 20
@@ -87,7 +87,7 @@ class JobLog:
         self.size = os.fstat(self._spool_fd).st_size
         self.floor = _first_data(self._spool_fd)
         self.plain_chunks = 0  # still to come before zstd is tried again: see watch
-        self.packed = Packed(directory)
+        self.compressed = CompressedChunks(directory)
         self.hashed = 0  # what lies behind it may not be dropped yet: set by the digests
         self._count = self._repaired(writable=not ended)
         self._last = self._record(self._count - 1) if self._count else (0, 0, 0)
@@ -277,7 +277,7 @@ class JobLog:
         if not self._users:
             os.close(self._spool_fd)
             os.close(self._index_fd)
-            self.packed.close()
+            self.compressed.close()
 
     def _wake(self) -> None:
         self._changed.set()

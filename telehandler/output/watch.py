@@ -26,7 +26,7 @@ CACHE_BYTES = 4 << 20
 IN_FLIGHT_BYTES, _LEAST_IN_FLIGHT_BYTES = 26 << 20, 6 << 20
 _CROWD, _LESS_FOR_EACH_BYTES = 100, 22 << 10
 _LEAST_CHUNK_BYTES = 16 << 10
-_FDS_OF_A_JOB = capacity.FDS_OF_A_START + 1  # its log's packed chunks
+_FDS_OF_A_JOB = capacity.FDS_OF_A_START + 1  # its log's compressed chunks
 _ZSTD_LEVEL = 1
 _ZSTD_LEAST_BYTES = 4096
 _ZSTD_PAYS = 0.9  # compressed to less than this share
@@ -52,12 +52,12 @@ _ZSTD_FIELD, _DATA_FIELD = _tag(pb.JobOutput.ZSTD_FIELD_NUMBER), _tag(pb.JobOutp
 
 
 class Framed(NamedTuple):
-    """A serialised JobOutput of the bytes up to `end`; `size` is the log's when it was made. `packed`: by zstd."""
+    """A serialised JobOutput of the bytes up to `end`; `size` is the log's when it was made. `compressed`: by zstd."""
 
     end: int
     size: int
     message: bytes
-    packed: bool = False
+    compressed: bool = False
 
 
 class Chunks:
@@ -110,13 +110,13 @@ class Chunks:
 
     def _whole(self, log: JobLog, offset: int, size: int) -> Framed:
         """A chunk of full size, if it is there and compresses: what is made once is kept as long as the log is open."""
-        message = log.packed.get(offset, size)
+        message = log.compressed.get(offset, size)
         if message is None:
             made = self._frame(log, offset, offset + size, exact=False, zstd=True)
-            if made.packed and made.end == offset + size:
-                log.packed.put(offset, size, made.message)
+            if made.compressed and made.end == offset + size:
+                log.compressed.put(offset, size, made.message)
             return made
-        return Framed(offset + size, log.size, message, packed=True)
+        return Framed(offset + size, log.size, message, compressed=True)
 
     def _keep(self, key: tuple[int, int, int, bool, bool], made: Framed) -> None:
         if old := self._framed.pop(key, None):
@@ -135,27 +135,27 @@ class Chunks:
         when = Timestamp()
         when.FromNanoseconds(segment.time_ns)
         output = pb.JobOutput(stream=pb.OutputStream.Name(segment.stream), offset=offset, time=when)
-        packed = self._compressed(log, data) if zstd else None
-        if packed:
+        compressed = self._compressed(log, data) if zstd else None
+        if compressed:
             output.length = len(data)
         # The bytes come last and are copied once; protobuf itself would take them in, and then copy them out.
         head = output.SerializeToString()
-        field, payload = (_ZSTD_FIELD, packed) if packed else (_DATA_FIELD, data)
-        return Framed(end, size, b"".join((head, field, _varint(len(payload)), payload)), bool(packed))
+        field, payload = (_ZSTD_FIELD, compressed) if compressed else (_DATA_FIELD, data)
+        return Framed(end, size, b"".join((head, field, _varint(len(payload)), payload)), bool(compressed))
 
     def _compressed(self, log: JobLog, data: bytes) -> bytes | None:
         """One zstd frame, where it pays. What does not compress is tried again some chunks later."""
         if log.plain_chunks or len(data) < _ZSTD_LEAST_BYTES:
             log.plain_chunks = max(log.plain_chunks - 1, 0)
             return None
-        packed = self._compressor.compress(data)
-        if len(packed) < len(data) * _ZSTD_PAYS:
-            return packed
+        compressed = self._compressor.compress(data)
+        if len(compressed) < len(data) * _ZSTD_PAYS:
+            return compressed
         log.plain_chunks = _ZSTD_PAUSE_CHUNKS
         return None
 
 
-class Wish(NamedTuple):
+class WatchOptions(NamedTuple):
     """What a watcher wants, from `offset` on."""
 
     offset: int
@@ -166,38 +166,38 @@ class Wish(NamedTuple):
     exact: bool  # a message never holds bytes of two segments
 
 
-async def messages(log: JobLog, chunks: Chunks, wish: Wish) -> AsyncIterator[bytes]:
-    """Serialised JobOutputs to the end of the log, or of what was wished for."""
-    offset, picky = wish.offset, bool(wish.stream or wish.until_ns)
-    exact = wish.exact or bool(wish.until_ns)
+async def messages(log: JobLog, chunks: Chunks, options: WatchOptions) -> AsyncIterator[bytes]:
+    """Serialised JobOutputs to the end of the log, or of what was asked for."""
+    offset, filtered = options.offset, bool(options.stream or options.until_ns)
+    exact = options.exact or bool(options.until_ns)
     while True:
         if offset < log.floor:
             yield pb.JobOutput(offset=log.floor, gap_bytes=log.floor - offset).SerializeToString()
             offset = log.floor
-        if not await _more(log, offset, wish):
+        if not await _more(log, offset, options):
             return
         if offset < log.floor:  # while it waited
             continue
-        if picky:
+        if filtered:
             segment = next(log.segments(offset))
-            if wish.until_ns and segment.time_ns >= wish.until_ns:
+            if options.until_ns and segment.time_ns >= options.until_ns:
                 return
-            if wish.stream not in (None, segment.stream):
+            if options.stream not in (None, segment.stream):
                 offset = segment.end
                 continue
-        chunk = chunks.get(log, offset, exact, wish.zstd)
+        chunk = chunks.get(log, offset, exact, options.zstd)
         yield chunk.message
         offset = chunk.end
 
 
-async def _more(log: JobLog, offset: int, wish: Wish) -> bool:
+async def _more(log: JobLog, offset: int, options: WatchOptions) -> bool:
     """Whether there is output behind `offset`, now or, for one who follows, later."""
-    if offset < log.size or not wish.follow:
+    if offset < log.size or not options.follow:
         return offset < log.size
-    if not wish.until_ns:
+    if not options.until_ns:
         return await log.wait(offset)
     try:
-        async with asyncio.timeout(max(0.0, (wish.until_ns - time.time_ns()) / 1e9)):
+        async with asyncio.timeout(max(0.0, (options.until_ns - time.time_ns()) / 1e9)):
             return await log.wait(offset)
     except TimeoutError:
         return False

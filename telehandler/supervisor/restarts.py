@@ -43,7 +43,7 @@ class Restarts:
         return sum(counts for _, counts in self._deaths)
 
 
-class Upkeep:
+class Supervisor:
     """The state of a running server. `_next` is the api of an upgrade, until it takes the place of `_api`."""
 
     def __init__(

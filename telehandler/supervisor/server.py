@@ -9,7 +9,7 @@ from telehandler.common import privileges
 from telehandler.common.errors import TelehandlerError
 from telehandler.supervisor.api_process import Files
 from telehandler.supervisor.helper_process import Helpers
-from telehandler.supervisor.restarts import Upkeep
+from telehandler.supervisor.restarts import Supervisor
 
 HELPER_STOP_S = 15.0
 
@@ -56,7 +56,7 @@ def serve(options: Options) -> int:
             "cwd": os.getcwd(),
             "tls_files": names,
         }
-        return Upkeep(spec, names, files, paths, helpers, options.drain_s).run()
+        return Supervisor(spec, names, files, paths, helpers, options.drain_s).run()
     finally:
         if not helpers.end(HELPER_STOP_S):
             print("telehandler: the helper has not ended yet", file=sys.stderr)

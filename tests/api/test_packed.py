@@ -12,7 +12,7 @@ import zstandard
 
 from telehandler.common import capacity
 from telehandler.output import compressed_chunks, watch
-from telehandler.output.compressed_chunks import Packed
+from telehandler.output.compressed_chunks import CompressedChunks
 from telehandler.output.log import CHUNK_BYTES, JobLog, Stream
 from telehandler.pb import telehandler_pb2 as pb
 
@@ -62,7 +62,7 @@ def _watched(log: JobLog, chunks: watch.Chunks, offset: int = 0) -> tuple[bytes,
     """What a watcher gets from `offset` to the end, and how many of its messages were compressed."""
 
     async def read() -> list[pb.JobOutput]:
-        wish = watch.Wish(offset, follow=True, stream=None, until_ns=0, zstd=True, exact=False)
+        wish = watch.WatchOptions(offset, follow=True, stream=None, until_ns=0, zstd=True, exact=False)
         return [pb.JobOutput.FromString(message) async for message in watch.messages(log, chunks, wish)]
 
     data, count, reader = b"", 0, zstandard.ZstdDecompressor()
@@ -102,22 +102,22 @@ def test_sizes_do_not_get_into_each_others_way(log: JobLog, chunks: watch.Chunks
 
 def test_the_file_has_no_name_and_goes_with_the_log(tmp_path: Path, chunks: watch.Chunks) -> None:
     log = _written(tmp_path)
-    before = Packed.kept
+    before = CompressedChunks.kept
     _watched(log, chunks)
-    assert Packed.kept > before
+    assert CompressedChunks.kept > before
     unnamed = [path for path in Path("/proc/self/fd").iterdir() if f"{tmp_path}/job/#" in os.path.realpath(path)]
     assert len(unnamed) == 1
     assert sorted(os.listdir(tmp_path / "job")) == ["index", "output"]
     log.release()
     assert not unnamed[0].exists()
-    assert Packed.kept == before
+    assert CompressedChunks.kept == before
 
 
 def test_nothing_is_kept_beyond_the_bound(log: JobLog, chunks: watch.Chunks, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compressed_chunks, "MOST_BYTES", Packed.kept + 100_000)
+    monkeypatch.setattr(compressed_chunks, "MOST_BYTES", CompressedChunks.kept + 100_000)
     for _ in range(2):
         assert _watched(log, chunks)[0] == TEXT
-    assert 0 < Packed.kept <= compressed_chunks.MOST_BYTES
+    assert 0 < CompressedChunks.kept <= compressed_chunks.MOST_BYTES
 
 
 @pytest.mark.parametrize("size", ["4m", "3m"])  # with a quarter free once the log is there, and with next to nothing
@@ -128,13 +128,13 @@ def test_the_last_tenth_of_a_disk_is_for_logs(as_root: None, place: Path, chunks
             assert _watched(log, chunks)[0] == TEXT
         status = os.statvfs(disk)
         if size == "4m":
-            assert log.packed._bytes > 0
+            assert log.compressed._bytes > 0
             assert (
                 status.f_bavail * compressed_chunks.SPARE
                 >= status.f_blocks - (CHUNK_BYTES // 4096) * compressed_chunks.SPARE
             )
         else:
-            assert log.packed._bytes == 0
+            assert log.compressed._bytes == 0
         log.release()
 
 
@@ -150,7 +150,7 @@ def test_a_watcher_joins_though_no_fd_is_free(chunks: watch.Chunks, monkeypatch:
 
 
 def test_a_message_that_was_written_in_part_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Packed(tmp_path)
+    kept = CompressedChunks(tmp_path)
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, place: real(fd, data[: len(data) // 2], place))
     kept.put(0, 1 << 14, b"x" * 1000)

@@ -15,7 +15,7 @@ from telehandler.api import pagination
 from telehandler.api.pagination import Query
 from telehandler.common.errors import TelehandlerError
 from telehandler.common.states import Reason, State
-from telehandler.jobs.records import MAX_PAGE_BYTES, SCHEMA_VERSION, Keep, Place, Record, Records
+from telehandler.jobs.records import MAX_PAGE_BYTES, SCHEMA_VERSION, Cursor, Keep, Record, Records
 
 EVERYBODYS = Query(None, frozenset())
 FINAL = [State.COMPLETED, State.FAILED, State.STOPPED]
@@ -40,7 +40,7 @@ def _fill(records: Records, count: int) -> list[Record]:
         owner, state = chance.choice(["ann", "anne", "-"]), chance.choice(list(State))
         made.append(_record(owner, state, chance.randrange(count // 2), b"true"))
         records.save(made[-1])
-    return sorted(made, key=lambda record: record.place, reverse=True)
+    return sorted(made, key=lambda record: record.cursor, reverse=True)
 
 
 def _walk(records: Records, query: Query, size: int) -> Iterator[list[Record]]:
@@ -50,7 +50,7 @@ def _walk(records: Records, query: Query, size: int) -> Iterator[list[Record]]:
         after = pagination.unpack(query, token) if token else None
         found, more = records.page(query.owner, query.states, after, size)
         yield found
-        token = pagination.pack(query, found[-1].place) if more else ""
+        token = pagination.pack(query, found[-1].cursor) if more else ""
 
 
 @pytest.mark.parametrize("owner", [None, "ann", "-", "an", "a%"])
@@ -91,18 +91,18 @@ def test_a_page_of_long_commands_has_fewer(records: Records) -> None:
 
 
 queries = st.builds(Query, st.none() | st.text(max_size=9), st.frozensets(st.sampled_from(State)))
-places = st.builds(Place, st.integers(-(1 << 63), (1 << 63) - 1), st.uuids().map(str))
+places = st.builds(Cursor, st.integers(-(1 << 63), (1 << 63) - 1), st.uuids().map(str))
 
 
 @given(queries, places)
-def test_a_token_leads_back_to_its_place(query: Query, place: Place) -> None:
+def test_a_token_leads_back_to_its_place(query: Query, place: Cursor) -> None:
     token = pagination.pack(query, place)
     assert len(token) == pagination.TOKEN_LETTERS
     assert pagination.unpack(query, token) == place
 
 
 @given(queries, queries, places)
-def test_a_token_is_good_for_its_own_list_alone(query: Query, other: Query, place: Place) -> None:
+def test_a_token_is_good_for_its_own_list_alone(query: Query, other: Query, place: Cursor) -> None:
     if query != other:
         with pytest.raises(ValueError, match="another list"):
             pagination.unpack(other, pagination.pack(query, place))
@@ -225,7 +225,7 @@ def test_lists_and_removal_go_by_an_index(tmp_path: Path) -> None:
     records = Watched(tmp_path)
     for owner in (None, "ann"):
         for states in ([], FINAL):
-            for after in (None, Place(1, "x")):
+            for after in (None, Cursor(1, "x")):
                 records.page(owner, states, after, 10)
     records.surplus(Keep(1, 1, 1), 0)
     records.running()

@@ -20,7 +20,7 @@ from servers import Server, cgroup_root, free_address, wait_until
 
 from helper import wire
 from helper.wire import Stage, Type
-from telehandler.jobs.helper_link import HelperLink, Order, Unreceived
+from telehandler.jobs.helper_link import HelperLink, JobSpec, Unreceived
 
 pytestmark = pytest.mark.usefixtures("as_root")
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
@@ -236,7 +236,7 @@ def receive_with_room(room: int) -> None:
     async def run() -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         link = HelperLink(ours)
-        start = asyncio.create_task(link.start(Order(bytes(16), "", b"", [b"x"], [], {})))
+        start = asyncio.create_task(link.start(JobSpec(bytes(16), "", b"", [b"x"], [], {})))
         theirs.setblocking(False)
         loop = asyncio.get_running_loop()
         request = wire.unpack(await loop.sock_recv(theirs, wire.MAX_MESSAGE))

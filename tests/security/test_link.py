@@ -14,7 +14,7 @@ from held import copies
 from helper import wire
 from helper.wire import Type
 from telehandler.common.errors import HelperUnavailable
-from telehandler.jobs.helper_link import HelperLink, Order
+from telehandler.jobs.helper_link import HelperLink, JobSpec
 
 _DONE = wire.pack(Type.DONE, 1)
 _PASSED = os.memfd_create("telehandler-test")  # each fd that is passed is of this file, and no other is
@@ -54,7 +54,7 @@ def _started(request_id: int, announced: int) -> bytes:
 
 
 def _start(link: HelperLink) -> "asyncio.Task[Any]":
-    return asyncio.create_task(link.start(Order(bytes(16), "", b"", [b"x"], [], {})))
+    return asyncio.create_task(link.start(JobSpec(bytes(16), "", b"", [b"x"], [], {})))
 
 
 def _is_lost(link: HelperLink) -> None:
