@@ -1,6 +1,6 @@
 """`client benchmark`: one job, many watchers in a few processes, what each got compared with what the server has.
 
-The processes are telehandler/benchmark_process.py. This one starts them, shows how far they are, and judges.
+The processes are telehandler/client/benchmark_process.py. This one starts them, shows how far they are, and judges.
 """
 
 import json

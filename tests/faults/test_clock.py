@@ -8,18 +8,18 @@ from servers import ROOT
 
 # Every place where the product reads the wall clock, and what it is there.
 WALL_CLOCK = {
-    "telehandler/jobs.py _start": "when a job began, for its record",
-    "telehandler/start.py new_record": "the same, until it is known to run",
-    "telehandler/jobs.py _end": "when it ended",
-    "telehandler/log.py splice": "when output arrived",
-    "telehandler/retention.py prune": "the age of an ended job, which may have ended under another server",
-    "telehandler/watch.py _more": "how long until --until, a wall-clock time",
+    "telehandler/jobs/lifecycle.py _start": "when a job began, for its record",
+    "telehandler/jobs/start.py new_record": "the same, until it is known to run",
+    "telehandler/jobs/lifecycle.py _end": "when it ended",
+    "telehandler/output/log.py splice": "when output arrived",
+    "telehandler/jobs/retention.py prune": "the age of an ended job, which may have ended under another server",
+    "telehandler/output/watch.py _more": "how long until --until, a wall-clock time",
     "telehandler/cli/watch.py _time_ns": "the time that --since and --until mean",
-    "telehandler/check.py _certificates": "how long a certificate is good",
-    "telehandler/tls.py _check": "whether a certificate is good",
-    "telehandler/auth.py caller_of": "the same",
-    "telehandler/certs.py _check": "the same",
-    "telehandler/certs.py _builder": "from when a certificate is good",
+    "telehandler/check/security.py _certificates": "how long a certificate is good",
+    "telehandler/api/tls.py _check": "whether a certificate is good",
+    "telehandler/api/auth.py caller_of": "the same",
+    "telehandler/certs/authority.py _check": "the same",
+    "telehandler/certs/authority.py _builder": "from when a certificate is good",
 }
 READS = {
     *("time.time", "time.time_ns", "time.localtime", "time.gmtime", "time.ctime", "time.strftime", "time.asctime"),
