@@ -14,7 +14,7 @@ from servers import ROOT
 from helper.wire import Type
 
 pytestmark = pytest.mark.usefixtures("as_root")
-PROBE = (ROOT / "telehandler" / "probe.py").read_bytes()
+PROBE = (ROOT / "telehandler" / "check" / "probe.py").read_bytes()
 
 
 @pytest.fixture(scope="module")
