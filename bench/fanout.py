@@ -5,7 +5,7 @@ import statistics
 import subprocess
 from typing import Any, NamedTuple
 
-from servers import Server
+from support.servers import Server
 
 from bench.ground import GIB, MIB, Ground, cpu_s, end, finished_job, memory_bytes, read, start, tell, watch_request
 

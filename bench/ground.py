@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from servers import ROOT, Server, policy_text, wait_until, write_policy
+from support.servers import ROOT, Server, policy_text, wait_until, write_policy
 
 from telehandler.certs.authority import make_all
 from telehandler.client.connection import Client

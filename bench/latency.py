@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from servers import Server
+from support.servers import Server
 
 from bench.ground import Ground, start_job
 from bench.reader import WATCH

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import servers
+from support import servers
 
 ROOT = Path(__file__).resolve().parent.parent
 

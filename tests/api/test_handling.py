@@ -8,8 +8,8 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 import pytest
-from edge import SERVICE, Answer, Caller
-from servers import Server
+from support.raw_client import SERVICE, Answer, Caller
+from support.servers import Server
 
 from telehandler.api import tls
 from telehandler.api.service import Service

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import disks
 import pytest
 import zstandard
+from support import disks
 
 from telehandler.common import capacity
 from telehandler.output import compressed_chunks, watch

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
-from servers import COMMAND, ROOT, Server
+from support.servers import COMMAND, ROOT, Server
 
 Done = subprocess.CompletedProcess
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import COMMAND, ROOT, Server, missing_controllers, policy_text
+from support.servers import COMMAND, ROOT, Server, missing_controllers, policy_text
 
 pytestmark = pytest.mark.usefixtures("as_root")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import ROOT, alive, descendants, our_cgroups, wait_until
+from support.servers import ROOT, alive, descendants, our_cgroups, wait_until
 
 from bench import bars, docs
 from bench.svg import plot

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from servers import ROOT, Server, alive, descendants, processes_with, wait_until
+from support.servers import ROOT, Server, alive, descendants, processes_with, wait_until
 
 from telehandler.client.benchmark import Result, faults
 from telehandler.pb import telehandler_pb2 as pb

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from servers import ROOT, Server, alive, free_address, our_cgroups, processes_with, wait_until
+from support.servers import ROOT, Server, alive, free_address, our_cgroups, processes_with, wait_until
 
 GIB = 1 << 30
 MAX_GROWTH = 64 << 20

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import COMMAND, ROOT, Server
+from support.servers import COMMAND, ROOT, Server
 
 from telehandler.common.states import Reason, State, end
 

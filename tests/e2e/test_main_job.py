@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import sudo_user
-from servers import ROOT, Server, alive, cgroup_root, processes_with, wait_until
+from support import sudo_user
+from support.servers import ROOT, Server, alive, cgroup_root, processes_with, wait_until
 
 COUNT = "i=0; while [ $i -lt 500 ]; do i=$((i + 1)); echo $i; done"
 NUMBERS = "".join(f"{number}\n" for number in range(1, 501)).encode()

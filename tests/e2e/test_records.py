@@ -11,9 +11,9 @@ from typing import Any
 
 import grpc
 import pytest
-from edge import SERVICE, Caller
-from kept import listed, output_of
-from servers import ROOT, Server, alive, free_address, processes_with, wait_until
+from support.raw_client import SERVICE, Caller
+from support.servers import ROOT, Server, alive, free_address, processes_with, wait_until
+from support.state_fixtures import listed, output_of
 
 from telehandler.client.connection import Client
 from telehandler.pb import telehandler_pb2 as pb

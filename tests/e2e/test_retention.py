@@ -9,8 +9,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from kept import give, listed, output_of, state_of_before, write_jobs
-from servers import ROOT, Server, alive, free_address, processes_with, wait_until
+from support.servers import ROOT, Server, alive, free_address, processes_with, wait_until
+from support.state_fixtures import give, listed, output_of, state_of_before, write_jobs
 
 from telehandler.common.states import Reason, State
 from telehandler.jobs.records import Record

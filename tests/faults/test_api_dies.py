@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from edge import client_of
-from kept import give
-from servers import ROOT, Server, alive, free_address, wait_until
+from support.raw_client import client_of
+from support.servers import ROOT, Server, alive, free_address, wait_until
+from support.state_fixtures import give
 
 from telehandler.client.connection import Client, End
 from telehandler.output.log import Stream

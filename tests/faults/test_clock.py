@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from servers import ROOT
+from support.servers import ROOT
 
 # Every place where the product reads the wall clock, and what it is there.
 WALL_CLOCK = {

@@ -10,10 +10,10 @@ from typing import Any
 
 import grpc
 import pytest
-from edge import SERVICE, Caller
-from kept import listed, starts_noted
-from proxy import Proxy
-from servers import ROOT, Server, free_address, processes_with, wait_until
+from support.raw_client import SERVICE, Caller
+from support.servers import ROOT, Server, free_address, processes_with, wait_until
+from support.state_fixtures import listed, starts_noted
+from support.tcp_proxy import Proxy
 
 from telehandler.client.connection import CALL_TIMEOUT_S
 from telehandler.common import bounds

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
-from held import copies
+from support.process_usage import copies
 
 from telehandler.common import control
 from telehandler.common.errors import TelehandlerError

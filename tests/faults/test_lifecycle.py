@@ -14,9 +14,9 @@ from typing import Any
 
 import grpc
 import pytest
-import sudo_user
-from edge import SERVICE, Caller, client_of
-from servers import ROOT, Server, alive, free_address, our_cgroups, processes_with, wait_until
+from support import sudo_user
+from support.raw_client import SERVICE, Caller, client_of
+from support.servers import ROOT, Server, alive, free_address, our_cgroups, processes_with, wait_until
 
 from telehandler.pb import telehandler_pb2 as pb
 

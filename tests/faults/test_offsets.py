@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 import pytest
-from edge import SERVICE, Answer, Caller
-from servers import Server, wait_until
+from support.raw_client import SERVICE, Answer, Caller
+from support.servers import Server, wait_until
 
 from telehandler.common import bounds
 from telehandler.pb import telehandler_pb2 as pb

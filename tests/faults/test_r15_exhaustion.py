@@ -12,11 +12,11 @@ from pathlib import Path
 
 import grpc
 import pytest
-from driver import TAG, Helper, read_line
-from edge import Caller
-from faults import Tracer
-from held import cpu_ticks, held, highest_fd, limit_fds
-from servers import Server, cgroup_root, free_address, wait_until
+from support.helper_driver import TAG, Helper, read_line
+from support.process_usage import cpu_ticks, held, highest_fd, limit_fds
+from support.raw_client import Caller
+from support.servers import Server, cgroup_root, free_address, wait_until
+from support.syscall_faults import Tracer
 
 from helper import wire
 from helper.wire import Stage, Type

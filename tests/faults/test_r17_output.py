@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from edge import SERVICE, Caller
-from held import rss_bytes
-from servers import Server, wait_until
+from support.process_usage import rss_bytes
+from support.raw_client import SERVICE, Caller
+from support.servers import Server, wait_until
 
 from telehandler.client.connection import unpack
 from telehandler.pb import telehandler_pb2 as pb

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sudo_user
-from servers import COMMAND, ROOT, cgroup_root, write_policy
+from support import sudo_user
+from support.servers import COMMAND, ROOT, cgroup_root, write_policy
 
 from telehandler.supervisor.prerequisites import LEAST_KERNEL
 

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import disks
 import grpc
 import pytest
-from edge import Caller
-from servers import Server, alive, free_address, processes_with, wait_until
+from support import disks
+from support.raw_client import Caller
+from support.servers import Server, alive, free_address, processes_with, wait_until
 
 from telehandler.output.log import JobLog, Stream
 

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from driver import Helper
-from edge import SERVICE, Caller
-from held import Held, held, rss_bytes
-from servers import Server, cgroup_root, policy_text, wait_until, write_policy
+from support.helper_driver import Helper
+from support.process_usage import Held, held, rss_bytes
+from support.raw_client import SERVICE, Caller
+from support.servers import Server, cgroup_root, policy_text, wait_until, write_policy
 
 from helper.wire import Type
 from telehandler.pb import telehandler_pb2 as pb

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
-from edge import SERVICE, Caller
-from servers import ROOT, Server, alive, processes_with, wait_until
+from support.raw_client import SERVICE, Caller
+from support.servers import ROOT, Server, alive, processes_with, wait_until
 
 from telehandler.pb import telehandler_pb2 as pb
 

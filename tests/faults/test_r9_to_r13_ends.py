@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from driver import Helper, read_line
-from held import cpu_ticks, held
-from servers import Server, alive, policy_text, processes_with, wait_until, write_policy
+from support.helper_driver import Helper, read_line
+from support.process_usage import cpu_ticks, held
+from support.servers import Server, alive, policy_text, processes_with, wait_until, write_policy
 
 from helper.wire import Stage, Type
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from edge import client_of
-from servers import Server, alive, cgroup_root, free_address, wait_until
+from support.raw_client import client_of
+from support.servers import Server, alive, cgroup_root, free_address, wait_until
 
 from telehandler.client.connection import Client, End
 from telehandler.common.errors import TelehandlerError

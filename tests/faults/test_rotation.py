@@ -16,8 +16,8 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from edge import Caller, issue
-from servers import ROOT, Server, alive, free_address, wait_until
+from support.raw_client import Caller, issue
+from support.servers import ROOT, Server, alive, free_address, wait_until
 
 OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
 USER = "nobody"

@@ -11,9 +11,9 @@ from typing import Any
 
 import grpc
 import pytest
-from edge import ORIGINAL, SERVICE, Answer, Caller
-from kept import listed, starts_noted
-from servers import ROOT, Server, alive, free_address, processes_with, wait_until
+from support.raw_client import ORIGINAL, SERVICE, Answer, Caller
+from support.servers import ROOT, Server, alive, free_address, processes_with, wait_until
+from support.state_fixtures import listed, starts_noted
 
 from telehandler.pb import telehandler_pb2 as pb
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver import VIOLATION, Helper
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.helper_driver import VIOLATION, Helper
 
 from helper import wire
 from helper.wire import LAYOUT, Type, WireError

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver import Helper, read_line
-from servers import (
+from support.helper_driver import Helper, read_line
+from support.servers import (
     alive,
     missing_controllers,
     our_cgroups,

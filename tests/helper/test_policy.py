@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from driver import Helper
-from servers import ROOT, write_policy
+from support.helper_driver import Helper
+from support.servers import ROOT, write_policy
 
 from helper import policy
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver import Helper
-from servers import ROOT, Server, cgroup_root, descendants, wait_until
+from support.helper_driver import Helper
+from support.servers import ROOT, Server, cgroup_root, descendants, wait_until
 
 from telehandler.common import control
 

@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from edge import METHODS, ORIGINAL, SERVICE, Caller, issue
-from servers import Server, wait_until
+from support.raw_client import METHODS, ORIGINAL, SERVICE, Caller, issue
+from support.servers import Server, wait_until
 
 from telehandler.pb import telehandler_pb2 as pb
 

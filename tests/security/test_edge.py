@@ -12,8 +12,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from edge import METHODS, ORIGINAL, SERVICE, Answer, Caller
-from servers import Server, cgroup_root, wait_until
+from support.raw_client import METHODS, ORIGINAL, SERVICE, Answer, Caller
+from support.servers import Server, cgroup_root, wait_until
 
 from telehandler.common import bounds
 from telehandler.pb import telehandler_pb2 as pb

@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from driver import ENV, TAG, VIOLATION, Helper, Job, read_both
-from faults import ROLES, Tracer
-from servers import wait_until
+from support.helper_driver import ENV, TAG, VIOLATION, Helper, Job, read_both
+from support.servers import wait_until
+from support.syscall_faults import ROLES, Tracer
 
 from helper import wire
 from helper.wire import Type

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from driver import Helper, Job, read_line
-from servers import ROOT, wait_until
+from support.helper_driver import Helper, Job, read_line
+from support.servers import ROOT, wait_until
 
 from helper.wire import Type
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from held import copies
+from support.process_usage import copies
 
 from helper import wire
 from helper.wire import Type

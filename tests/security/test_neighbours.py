@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver import ENV, PRELUDE, PYTHON, Helper, read_line
-from servers import Server, cgroup_root, policy_text, write_policy
+from support.helper_driver import ENV, PRELUDE, PYTHON, Helper, read_line
+from support.servers import Server, cgroup_root, policy_text, write_policy
 
 from helper.wire import Type
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver import ENV, Helper
-from servers import ROOT
+from support.helper_driver import ENV, Helper
+from support.servers import ROOT
 
 from helper.wire import Type
 

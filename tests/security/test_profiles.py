@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from driver import Helper, read_line
-from servers import policy_text, write_policy
+from support.helper_driver import Helper, read_line
+from support.servers import policy_text, write_policy
 
 from helper.wire import Stage, Type
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver import ENV, TAG, VIOLATION, Helper
-from servers import ROOT, alive, processes_with, wait_until
+from support.helper_driver import ENV, TAG, VIOLATION, Helper
+from support.servers import ROOT, alive, processes_with, wait_until
 
 from helper import wire
 from helper.wire import Type

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver import ENV, TAG, VIOLATION, Helper
-from servers import policy_text, write_policy
+from support.helper_driver import ENV, TAG, VIOLATION, Helper
+from support.servers import policy_text, write_policy
 
 from helper import wire
 from helper.wire import Stage, Type

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import sudo_user
-from driver import VIOLATION, Helper
-from servers import CONTROLLERS, DEADLINE_S, ROOT, alive, cgroup_root, descendants, policy_text, write_policy
+from support import sudo_user
+from support.helper_driver import VIOLATION, Helper
+from support.servers import CONTROLLERS, DEADLINE_S, ROOT, alive, cgroup_root, descendants, policy_text, write_policy
 
 from helper import policy as rules
 from helper import wire

@@ -18,10 +18,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import servers
 from soak import inject, observer
 from soak.calls import Answer
 from soak.load import KEEP_JOBS, Load
+from support import servers
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ASK_S = observer.SETTLE_S * 2

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
-from servers import Server
+from support.servers import Server
 
 CALL_S = 60.0  # for one answer, over all tries
 AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # what a client tries again

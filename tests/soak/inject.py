@@ -14,8 +14,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from servers import ROOT, Server
 from soak.load import Load
+from support.servers import ROOT, Server
 
 # helper: its jobs are LOST, and a new one must come. hup: an upgrade, jobs run on. certs: replaced in place.
 NAMES = ("api", "hup", "helper", "certs")

@@ -8,9 +8,9 @@ from pathlib import Path
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
-from servers import Server
 from soak import program
 from soak.calls import AGAIN, CALL_S, Answer, Calls
+from support.servers import Server
 
 from telehandler.common.errors import EXIT_OURS
 from telehandler.common.states import Reason, State

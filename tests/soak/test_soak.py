@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from servers import ROOT, cgroup_root, wait_until
 from soak import observer
 from soak.observer import JOB_UID, Observer
+from support.servers import ROOT, cgroup_root, wait_until
 
 pytestmark = pytest.mark.usefixtures("as_root")
 

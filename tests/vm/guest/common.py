@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from driver import Helper, Job
+from support.helper_driver import Helper, Job
 
 from helper.wire import Type
 

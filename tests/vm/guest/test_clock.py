@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from servers import COMMAND, ROOT, processes_with, wait_until
+from support.servers import COMMAND, ROOT, processes_with, wait_until
 
 DAY_S = 86_400
 SPAN_S = 10  # of the timeout, and of the grace

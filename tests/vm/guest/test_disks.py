@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from driver import Helper
+from support.helper_driver import Helper
 from vm.guest.common import MIB, PARTITION, WHOLE, cgroup_file, device_number, end
 
 FREE = {"read_bps": 1 << 40, "write_bps": 1 << 40, "read_iops": 10**7, "write_iops": 10**7}

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
-from driver import Helper, Job, read_line
-from servers import wait_until
+from support.helper_driver import Helper, Job, read_line
+from support.servers import wait_until
 from vm.guest.common import MIB, cgroup_file, end, figure
 
 from helper.wire import Stage

@@ -3,8 +3,8 @@
 import subprocess
 from pathlib import Path
 
-from driver import Helper
-from servers import COMMAND, CONTROLLERS, ROOT, Server, cgroup_root, free_address, wait_until
+from support.helper_driver import Helper
+from support.servers import COMMAND, CONTROLLERS, ROOT, Server, cgroup_root, free_address, wait_until
 from vm.guest.common import cgroup_file, end
 
 SLICE = cgroup_root() / "system.slice"

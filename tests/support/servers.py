@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 CONTROLLERS = ("cpu", "memory", "io", "pids")
 # Of what takes a moment, for a machine that is busy; emulated, as in tests/vm, it is ten times slower.
 DEADLINE_S = 240.0 if "TELEHANDLER_GUEST" in os.environ else 60.0

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from servers import Server
 
+from support.servers import Server
 from telehandler.client.connection import Client
 from telehandler.pb import telehandler_pb2 as pb
 

@@ -10,10 +10,9 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from servers import DEADLINE_S, ROOT, cgroup_root
-
 from helper import wire
 from helper.wire import Message, Type
+from support.servers import DEADLINE_S, ROOT, cgroup_root
 
 TAG = b"tag of sixteen b"
 ENV = [b"PATH=/usr/local/bin:/usr/bin:/bin", b"HOME=/tmp"]

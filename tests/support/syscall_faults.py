@@ -12,8 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from driver import Helper
-from servers import DEADLINE_S, alive
+from support.helper_driver import Helper
+from support.servers import DEADLINE_S, alive
 
 _SEIZE, _INTERRUPT, _SYSCALL_INFO, _CONT, _DETACH, _SYSCALL, _POKEUSER = 0x4206, 0x4207, 0x420E, 7, 17, 24, 6
 _OPTIONS = 1 | 2 | 8 | 16  # TRACESYSGOOD, TRACEFORK, TRACECLONE, TRACEEXEC

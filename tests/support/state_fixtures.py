@@ -9,8 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from servers import Server
-
+from support.servers import Server
 from telehandler.jobs.records import Record, Records
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import ROOT, policy_text
+
+from support.servers import ROOT, policy_text
 
 INSTALLED = Path("/usr/local/lib/telehandler")
 CONFIG = Path("/etc/telehandler")
@@ -25,7 +26,7 @@ def _run(*command: str) -> None:
 
 @contextmanager
 def installed(place: Path, target: str) -> Iterator[dict[str, Any]]:
-    """Options of `servers.Server` to run as that user, the helper installed by `make target`."""
+    """Options of `support.servers.Server` to run as that user, the helper installed by `make target`."""
     if INSTALLED.exists() or CONFIG.exists():
         text = f"{INSTALLED} or {CONFIG} is there: the test would change an installation"
         if os.environ.get("CI"):
