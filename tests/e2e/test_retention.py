@@ -176,7 +176,7 @@ def test_records_of_version_1_are_listed_and_what_ran_is_lost(make_server: Make,
     database = sqlite3.connect(state / "jobs.sqlite3")
     for table in ("job", "start"):
         database.execute(f"DROP TABLE {table}")
-    database.executescript((ROOT / "tests" / "api" / "version-1.sql").read_text())
+    database.executescript((ROOT / "tests" / "jobs" / "version-1.sql").read_text())
     for (name,) in database.execute("SELECT uuid FROM job"):
         (state / "jobs" / name).mkdir(parents=True)
     database.close()

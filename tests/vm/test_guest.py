@@ -26,8 +26,8 @@ MAIN_JOB = (
 # One boot for each: how it is booted, and what is run in it.
 BOOTS = {
     "plain": (
-        *(f"{GUEST}/test_{name}.py" for name in ("limits", "disks", "hogs", "clock")),
-        *(f"tests/e2e/test_main_job.py::{name}[root]" for name in MAIN_JOB),
+        *(f"{GUEST}/test_{name}.py" for name in ("limits", "io_limits", "resource_hogs", "wall_clock")),
+        *(f"tests/e2e/test_run_watch_stop.py::{name}[root]" for name in MAIN_JOB),
     ),
     "systemd": (f"{GUEST}/test_systemd.py",),
 }

@@ -1,4 +1,4 @@
-"""R14: only stamps and ages are of the wall clock. A jump of it, for real: tests/vm/guest/test_clock.py."""
+"""R14: only stamps and ages are of the wall clock. A jump of it, for real: tests/vm/guest/test_wall_clock.py."""
 
 import ast
 from collections.abc import Iterator

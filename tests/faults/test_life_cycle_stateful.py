@@ -1,6 +1,7 @@
 """A model of a job's life cycle beside the real server: whatever is asked in whatever order, both say the same.
 
-Hypothesis draws the requests; a longer run: MODEL_EXAMPLES=1000 python -m pytest tests/faults/test_model.py
+Hypothesis draws the requests. A longer run:
+MODEL_EXAMPLES=1000 python -m pytest tests/faults/test_life_cycle_stateful.py
 """
 
 import hashlib
