@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support.servers import ROOT, Server, policy_text, wait_until, write_policy
+from support.checkout import ROOT
+from support.policies import policy_text, write_policy
+from support.servers import Server
+from support.wait import wait_until
 
 from telehandler.certs.authority import make_all
 from telehandler.client.connection import Client

@@ -5,7 +5,7 @@ import os
 import signal
 from typing import Any
 
-from support.servers import wait_until
+from support.wait import wait_until
 
 from bench.ground import MIB, Ground, end, memory_bytes, read, start_job, tell, watch_request
 from telehandler.pb import telehandler_pb2 as pb

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from support.servers import ROOT
+from support.checkout import ROOT
 
 DOCS = ROOT / "docs"
 PROPERTIES = [f"S{number}" for number in range(1, 41)]

@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.servers import COMMAND, ROOT, Server, missing_controllers, policy_text
+from support.cgroups import missing_controllers
+from support.checkout import ROOT
+from support.command_line import COMMAND
+from support.policies import policy_text
+from support.servers import Server
 
 pytestmark = pytest.mark.usefixtures("as_root")
 

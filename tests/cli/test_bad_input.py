@@ -9,7 +9,9 @@ from pathlib import Path
 
 import click
 import pytest
-from support.servers import COMMAND, ROOT, Server
+from support.checkout import ROOT
+from support.command_line import COMMAND
+from support.servers import Server
 
 Done = subprocess.CompletedProcess
 

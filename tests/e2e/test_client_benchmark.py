@@ -8,7 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.servers import ROOT, Server, alive, descendants, processes_with, wait_until
+from support.checkout import ROOT
+from support.processes import alive, descendants, processes_with
+from support.servers import Server
+from support.wait import wait_until
 
 from telehandler.client.benchmark import Result, faults
 from telehandler.pb import telehandler_pb2 as pb

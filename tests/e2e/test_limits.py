@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.servers import COMMAND, ROOT, Server
+from support.checkout import ROOT
+from support.command_line import COMMAND
+from support.servers import Server
 
 from telehandler.common.states import Reason, State, end
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.servers import ROOT, alive, descendants, our_cgroups, wait_until
+from support.cgroups import our_cgroups
+from support.checkout import ROOT
+from support.processes import alive, descendants
+from support.wait import wait_until
 
 from bench import bars, docs
 from bench.svg import plot

@@ -9,8 +9,11 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from support.servers import ROOT, Server, alive, free_address, processes_with, wait_until
+from support.checkout import ROOT
+from support.processes import alive, processes_with
+from support.servers import Server, free_address
 from support.state_fixtures import give, listed, output_of, state_of_before, write_jobs
+from support.wait import wait_until
 
 from telehandler.common.states import Reason, State
 from telehandler.jobs.records import Record

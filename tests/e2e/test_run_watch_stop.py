@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 from support import sudo_user
-from support.servers import ROOT, Server, alive, cgroup_root, processes_with, wait_until
+from support.cgroups import cgroup_root
+from support.checkout import ROOT
+from support.processes import alive, processes_with
+from support.servers import Server
+from support.wait import wait_until
 
 COUNT = "i=0; while [ $i -lt 500 ]; do i=$((i + 1)); echo $i; done"
 NUMBERS = "".join(f"{number}\n" for number in range(1, 501)).encode()

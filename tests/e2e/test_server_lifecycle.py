@@ -8,7 +8,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from support.servers import ROOT, Server, alive, free_address, our_cgroups, processes_with, wait_until
+from support.cgroups import our_cgroups
+from support.checkout import ROOT
+from support.processes import alive, processes_with
+from support.servers import Server, free_address
+from support.wait import wait_until
 
 GIB = 1 << 30
 MAX_GROWTH = 64 << 20

@@ -7,7 +7,9 @@ import subprocess
 from typing import Any
 
 import pytest
-from support.servers import ROOT, Server, wait_until
+from support.checkout import ROOT
+from support.servers import Server
+from support.wait import wait_until
 
 TEXT = "for i in $(seq 1 300); do echo out $i; [ $((i % 3)) = 0 ] && echo err $i >&2; done; true"
 OUT = "".join(f"out {number}\n" for number in range(1, 301)).encode()

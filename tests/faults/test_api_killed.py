@@ -14,9 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from support.raw_client import client_of
-from support.servers import ROOT, Server, alive, free_address, wait_until
+from support.checkout import ROOT
+from support.library_client import client_of
+from support.processes import alive
+from support.servers import Server, free_address
 from support.state_fixtures import give
+from support.wait import wait_until
 
 from telehandler.client.connection import Client, End
 from telehandler.output.log import Stream

@@ -16,8 +16,12 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from support.raw_client import Caller, issue
-from support.servers import ROOT, Server, alive, free_address, wait_until
+from support.certificates import issue
+from support.checkout import ROOT
+from support.processes import alive
+from support.raw_client import Caller
+from support.servers import Server, free_address
+from support.wait import wait_until
 
 OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
 USER = "nobody"

@@ -15,8 +15,10 @@ from typing import Any
 import grpc
 import pytest
 from support import disks
+from support.processes import alive, processes_with
 from support.raw_client import Caller
-from support.servers import Server, alive, free_address, processes_with, wait_until
+from support.servers import Server, free_address
+from support.wait import wait_until
 
 from telehandler.output.log import JobLog, Stream
 

@@ -10,10 +10,13 @@ from typing import Any
 
 import grpc
 import pytest
+from support.checkout import ROOT
+from support.processes import processes_with
 from support.raw_client import SERVICE, Caller
-from support.servers import ROOT, Server, free_address, processes_with, wait_until
+from support.servers import Server, free_address
 from support.state_fixtures import listed, starts_noted
 from support.tcp_proxy import Proxy
+from support.wait import wait_until
 
 from telehandler.client.connection import CALL_TIMEOUT_S
 from telehandler.common import bounds

@@ -15,8 +15,13 @@ from typing import Any
 import grpc
 import pytest
 from support import sudo_user
-from support.raw_client import SERVICE, Caller, client_of
-from support.servers import ROOT, Server, alive, free_address, our_cgroups, processes_with, wait_until
+from support.cgroups import our_cgroups
+from support.checkout import ROOT
+from support.library_client import client_of
+from support.processes import alive, processes_with
+from support.raw_client import SERVICE, Caller
+from support.servers import Server, free_address
+from support.wait import wait_until
 
 from telehandler.pb import telehandler_pb2 as pb
 

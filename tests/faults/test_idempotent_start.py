@@ -11,9 +11,12 @@ from typing import Any
 
 import grpc
 import pytest
+from support.checkout import ROOT
+from support.processes import alive, processes_with
 from support.raw_client import ORIGINAL, SERVICE, Answer, Caller
-from support.servers import ROOT, Server, alive, free_address, processes_with, wait_until
+from support.servers import Server, free_address
 from support.state_fixtures import listed, starts_noted
+from support.wait import wait_until
 
 from telehandler.pb import telehandler_pb2 as pb
 

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from support.helper_driver import Helper, read_line
+from support.policies import policy_text, write_policy
 from support.process_usage import cpu_ticks, held
-from support.servers import Server, alive, policy_text, processes_with, wait_until, write_policy
+from support.processes import alive, processes_with
+from support.servers import Server
+from support.wait import wait_until
 
 from helper.wire import Stage, Type
 

@@ -16,8 +16,10 @@ from google.protobuf.message import Message
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from support.processes import alive
 from support.raw_client import SERVICE, Answer, Caller
-from support.servers import Server, alive, free_address, wait_until
+from support.servers import Server, free_address
+from support.wait import wait_until
 
 from telehandler.common.states import Reason, State
 from telehandler.pb import telehandler_pb2 as pb

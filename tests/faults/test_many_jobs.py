@@ -11,10 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from support.cgroups import cgroup_root
 from support.helper_driver import Helper
+from support.policies import policy_text, write_policy
 from support.process_usage import Held, held, rss_bytes
 from support.raw_client import SERVICE, Caller
-from support.servers import Server, cgroup_root, policy_text, wait_until, write_policy
+from support.servers import Server
+from support.wait import wait_until
 
 from helper.wire import Type
 from telehandler.pb import telehandler_pb2 as pb

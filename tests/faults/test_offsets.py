@@ -9,7 +9,8 @@ from typing import Any
 import grpc
 import pytest
 from support.raw_client import SERVICE, Answer, Caller
-from support.servers import Server, wait_until
+from support.servers import Server
+from support.wait import wait_until
 
 from telehandler.common import bounds
 from telehandler.pb import telehandler_pb2 as pb

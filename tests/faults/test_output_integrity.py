@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from support.process_usage import rss_bytes
 from support.raw_client import SERVICE, Caller
-from support.servers import Server, wait_until
+from support.servers import Server
+from support.wait import wait_until
 
 from telehandler.client.connection import unpack
 from telehandler.pb import telehandler_pb2 as pb

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 from support import sudo_user
-from support.servers import COMMAND, ROOT, cgroup_root, write_policy
+from support.cgroups import cgroup_root
+from support.checkout import ROOT
+from support.command_line import COMMAND
+from support.policies import write_policy
 
 from telehandler.supervisor.prerequisites import LEAST_KERNEL
 

@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.raw_client import client_of
-from support.servers import Server, alive, cgroup_root, free_address, wait_until
+from support.cgroups import cgroup_root
+from support.library_client import client_of
+from support.processes import alive
+from support.servers import Server, free_address
+from support.wait import wait_until
 
 from telehandler.client.connection import Client, End
 from telehandler.common.errors import TelehandlerError

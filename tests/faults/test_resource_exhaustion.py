@@ -12,11 +12,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+from support.cgroups import cgroup_root
 from support.helper_driver import TAG, Helper, read_line
 from support.process_usage import cpu_ticks, held, highest_fd, limit_fds
 from support.raw_client import Caller
-from support.servers import Server, cgroup_root, free_address, wait_until
+from support.servers import Server, free_address
 from support.syscall_faults import Tracer
+from support.wait import wait_until
 
 from helper import wire
 from helper.wire import Stage, Type

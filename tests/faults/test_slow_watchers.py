@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from support.checkout import ROOT
 from support.raw_client import SERVICE, Caller
-from support.servers import ROOT, Server, wait_until
+from support.servers import Server
+from support.wait import wait_until
 
 from telehandler.output.watch import CACHE_BYTES, IN_FLIGHT_BYTES
 from telehandler.pb import telehandler_pb2 as pb

@@ -10,8 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
+from support.checkout import ROOT
+from support.processes import alive, processes_with
 from support.raw_client import SERVICE, Caller
-from support.servers import ROOT, Server, alive, processes_with, wait_until
+from support.servers import Server
+from support.wait import wait_until
 
 from telehandler.pb import telehandler_pb2 as pb
 

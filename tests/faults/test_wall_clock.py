@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from support.servers import ROOT
+from support.checkout import ROOT
 
 # Every place where the product reads the wall clock, and what it is there.
 WALL_CLOCK = {

@@ -9,16 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cgroups import missing_controllers, our_cgroups
 from support.helper_driver import Helper, read_line
-from support.servers import (
-    alive,
-    missing_controllers,
-    our_cgroups,
-    policy_text,
-    processes_with,
-    wait_until,
-    write_policy,
-)
+from support.policies import policy_text, write_policy
+from support.processes import alive, processes_with
+from support.wait import wait_until
 
 from helper.monitor import _GRACE_S as GRACE_S
 from helper.wire import Stage, Type

@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from support.checkout import ROOT
 from support.helper_driver import Helper
-from support.servers import ROOT, write_policy
+from support.policies import write_policy
 
 from helper import policy
 

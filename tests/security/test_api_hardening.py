@@ -12,8 +12,10 @@ from pathlib import Path
 
 import grpc
 import pytest
+from support.cgroups import cgroup_root
 from support.raw_client import METHODS, ORIGINAL, SERVICE, Answer, Caller
-from support.servers import Server, cgroup_root, wait_until
+from support.servers import Server
+from support.wait import wait_until
 
 from telehandler.common import bounds
 from telehandler.pb import telehandler_pb2 as pb

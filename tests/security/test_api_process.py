@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cgroups import cgroup_root
+from support.checkout import ROOT
 from support.helper_driver import Helper
-from support.servers import ROOT, Server, cgroup_root, descendants, wait_until
+from support.processes import descendants
+from support.servers import Server
+from support.wait import wait_until
 
 from telehandler.common import control
 

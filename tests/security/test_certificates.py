@@ -10,8 +10,10 @@ from typing import Any
 import grpc
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from support.raw_client import METHODS, ORIGINAL, SERVICE, Caller, issue
-from support.servers import Server, wait_until
+from support.certificates import issue
+from support.raw_client import METHODS, ORIGINAL, SERVICE, Caller
+from support.servers import Server
+from support.wait import wait_until
 
 from telehandler.pb import telehandler_pb2 as pb
 

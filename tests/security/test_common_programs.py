@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.cgroups import missing_controllers
 from support.helper_driver import Helper
-from support.servers import missing_controllers
 
 from helper.policy import parse
 from helper.wire import Type

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 from support import sudo_user
+from support.cgroups import CONTROLLERS, cgroup_root
+from support.checkout import ROOT
 from support.helper_driver import VIOLATION, Helper
-from support.servers import CONTROLLERS, DEADLINE_S, ROOT, alive, cgroup_root, descendants, policy_text, write_policy
+from support.policies import policy_text, write_policy
+from support.processes import alive, descendants
+from support.wait import DEADLINE_S
 
 from helper import policy as rules
 from helper import wire

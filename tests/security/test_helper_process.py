@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.checkout import ROOT
 from support.helper_driver import Helper, Job, read_line
-from support.servers import ROOT, wait_until
+from support.wait import wait_until
 
 from helper.wire import Type
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.checkout import ROOT
 from support.helper_driver import ENV, TAG, VIOLATION, Helper
-from support.servers import ROOT, alive, processes_with, wait_until
+from support.processes import alive, processes_with
+from support.wait import wait_until
 
 from helper import wire
 from helper.wire import Type

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cgroups import cgroup_root
 from support.helper_driver import ENV, PRELUDE, PYTHON, Helper, read_line
-from support.servers import Server, cgroup_root, policy_text, write_policy
+from support.policies import policy_text, write_policy
+from support.servers import Server
 
 from helper.wire import Type
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.helper_driver import Helper, read_line
-from support.servers import policy_text, write_policy
+from support.policies import policy_text, write_policy
 
 from helper.wire import Stage, Type
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.checkout import ROOT
 from support.helper_driver import PYTHON, Helper
-from support.servers import ROOT
 
 from helper.wire import Type
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.checkout import ROOT
 from support.helper_driver import ENV, Helper
-from support.servers import ROOT
 
 from helper.wire import Type
 

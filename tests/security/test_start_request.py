@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.helper_driver import ENV, TAG, VIOLATION, Helper
-from support.servers import policy_text, write_policy
+from support.policies import policy_text, write_policy
 
 from helper import wire
 from helper.wire import Stage, Type

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from support.helper_driver import ENV, TAG, VIOLATION, Helper, Job, read_both
-from support.servers import wait_until
 from support.syscall_faults import ROLES, Tracer
+from support.wait import wait_until
 
 from helper import wire
 from helper.wire import Type

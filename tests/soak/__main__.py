@@ -21,7 +21,9 @@ from typing import Any
 from soak import inject, observer
 from soak.calls import Answer
 from soak.load import KEEP_JOBS, Load
-from support import servers
+from support.checkout import ROOT
+from support.policies import policy_text, write_policy
+from support.servers import Server, free_address
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ASK_S = observer.SETTLE_S * 2
@@ -68,14 +70,14 @@ def _interrupt(number: int, _: object) -> None:
 
 def _soak(place: Path, minutes: float, faults: tuple[str, ...], rng: random.Random) -> int:
     ssl = place / "ssl"
-    subprocess.run([sys.executable, "-m", "telehandler.certs", str(ssl)], cwd=servers.ROOT, check=True)
-    policy = servers.write_policy(place, "policy", servers.policy_text())
+    subprocess.run([sys.executable, "-m", "telehandler.certs", str(ssl)], cwd=ROOT, check=True)
+    policy = write_policy(place, "policy", policy_text())
     # A port of its own choice would be another one after each restart.
-    server = servers.Server(
+    server = Server(
         place,
         ssl,
         policy,
-        listen=servers.free_address(),
+        listen=free_address(),
         options=("--keep-jobs", str(KEEP_JOBS)),
         process_group=0,  # a terminal's Ctrl-C is for us
     )
@@ -99,7 +101,7 @@ def _soak(place: Path, minutes: float, faults: tuple[str, ...], rng: random.Rand
 
 
 async def _load(
-    server: servers.Server, minutes: float, faults: tuple[str, ...], rng: random.Random, ask: Any
+    server: Server, minutes: float, faults: tuple[str, ...], rng: random.Random, ask: Any
 ) -> dict[str, Any]:
     """Everything between the two levels: what was done, and what was wrong."""
     load = Load(server, rng)

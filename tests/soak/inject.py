@@ -15,7 +15,8 @@ from collections import Counter
 from pathlib import Path
 
 from soak.load import Load
-from support.servers import ROOT, Server
+from support.checkout import ROOT
+from support.servers import Server
 
 # helper: its jobs are LOST, and a new one must come. hup: an upgrade, jobs run on. certs: replaced in place.
 NAMES = ("api", "hup", "helper", "certs")

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 from helper import wire
 from helper.wire import Message, Type
-from support.servers import DEADLINE_S, ROOT, cgroup_root
+from support.cgroups import cgroup_root
+from support.checkout import ROOT
+from support.wait import DEADLINE_S
 
 TAG = b"tag of sixteen b"
 ENV = [b"PATH=/usr/local/bin:/usr/bin:/bin", b"HOME=/tmp"]

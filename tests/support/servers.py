@@ -1,68 +1,19 @@
-"""A real server as a test sees it: started, asked by the real client, watched through /proc, stopped."""
+"""A real server: started, called by the real client, watched through /proc, stopped."""
 
 import os
 import re
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-CONTROLLERS = ("cpu", "memory", "io", "pids")
-# Of what takes a moment, for a machine that is busy; emulated, as in tests/vm, it is ten times slower.
-DEADLINE_S = 240.0 if "TELEHANDLER_GUEST" in os.environ else 60.0
-COMMAND = [sys.executable, "-m", "telehandler"]
-
-
-def wait_until(what: str, condition: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
-    """The first true value of `condition`; fails after the deadline."""
-    end = time.monotonic() + deadline_s
-    while not (value := condition()):
-        if time.monotonic() > end:
-            raise AssertionError(f"not within {deadline_s} s: {what}")
-        time.sleep(0.01)  # the pace of looking, not a guess at how long it takes
-    return value
-
-
-def cgroup_root() -> Path:
-    """Where cgroup v2 is mounted."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        if fields[fields.index("-") + 1] == "cgroup2":
-            return Path(fields[4])
-    raise AssertionError("no cgroup v2 on this machine")
-
-
-def missing_controllers() -> list[str]:
-    there = (cgroup_root() / "cgroup.controllers").read_text().split()
-    return [name for name in CONTROLLERS if name not in there]
-
-
-def policy_text(extra: str = "") -> str:
-    """A policy that goes without the controllers this machine lacks, and no others."""
-    missing, device = missing_controllers(), os.stat("/").st_dev
-    io_devices = []
-    if not os.path.exists(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"):  # an overlay, as in tests/vm
-        names = [path.parent.name for path in sorted(Path("/sys/block").glob("*/device"))]
-        io_devices = [f"/dev/{name}" for name in names if os.path.exists(f"/dev/{name}")]
-        missing += [] if io_devices or "io" in missing else ["io"]
-    return f"allow_missing_controllers = {missing!r}\nio_devices = {io_devices!r}\n{extra}"
-
-
-def write_policy(place: Path, name: str, text: str) -> Path:
-    path = place / f"{name}.toml"
-    path.write_text(text)
-    path.chmod(0o644)
-    return path
-
-
-def our_cgroups() -> set[str]:
-    return {path.name for path in cgroup_root().glob("telehandler.*")}
+from support.checkout import ROOT
+from support.command_line import COMMAND
+from support.processes import descendants
+from support.wait import DEADLINE_S, wait_until
 
 
 def free_address() -> str:
@@ -166,36 +117,3 @@ class Server:
         done = self.client("run", "-d", "--", *command, user=user)
         assert done.returncode == 0, done.stderr
         return done.stdout.decode().strip()
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below `pid`."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = task.read_text().split()
-        except OSError:
-            continue  # it has just ended
-        for child in children:
-            found += [int(child), *descendants(int(child))]
-    return found
-
-
-def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def processes_with(text: str) -> list[int]:
-    """The pids of processes whose command line contains `text`."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if text.encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
-                found.append(int(path.parent.name))
-        except OSError:
-            pass  # it has just ended
-    return found

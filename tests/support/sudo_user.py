@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from support.servers import ROOT, policy_text
+from support.checkout import ROOT
+from support.policies import policy_text
 
 INSTALLED = Path("/usr/local/lib/telehandler")
 CONFIG = Path("/etc/telehandler")

@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from support.helper_driver import Helper
-from support.servers import DEADLINE_S, alive
+from support.processes import alive
+from support.wait import DEADLINE_S
 
 _SEIZE, _INTERRUPT, _SYSCALL_INFO, _CONT, _DETACH, _SYSCALL, _POKEUSER = 0x4206, 0x4207, 0x420E, 7, 17, 24, 6
 _OPTIONS = 1 | 2 | 8 | 16  # TRACESYSGOOD, TRACEFORK, TRACECLONE, TRACEEXEC

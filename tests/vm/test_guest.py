@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from support.servers import ROOT
+from support.checkout import ROOT
 from vm import machine
 
 GUEST = "tests/vm/guest"

@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+from support.cgroups import CONTROLLERS, cgroup_root, missing_controllers
 from support.helper_driver import Helper, Job, read_line
-from support.servers import CONTROLLERS, cgroup_root, missing_controllers, wait_until
+from support.wait import wait_until
 from vm.guest.common import MIB, POLICY, WHOLE, cgroup_file, device_number, end, figure
 
 from helper import wire

@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 from support.helper_driver import Helper, Job, read_line
-from support.servers import wait_until
+from support.wait import wait_until
 from vm.guest.common import MIB, cgroup_file, end, figure
 
 from helper.wire import Stage

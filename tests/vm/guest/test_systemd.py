@@ -3,8 +3,12 @@
 import subprocess
 from pathlib import Path
 
+from support.cgroups import CONTROLLERS, cgroup_root
+from support.checkout import ROOT
+from support.command_line import COMMAND
 from support.helper_driver import Helper
-from support.servers import COMMAND, CONTROLLERS, ROOT, Server, cgroup_root, free_address, wait_until
+from support.servers import Server, free_address
+from support.wait import wait_until
 from vm.guest.common import cgroup_file, end
 
 SLICE = cgroup_root() / "system.slice"

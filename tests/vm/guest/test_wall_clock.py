@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.servers import COMMAND, ROOT, processes_with, wait_until
+from support.checkout import ROOT
+from support.command_line import COMMAND
+from support.processes import processes_with
+from support.wait import wait_until
 
 DAY_S = 86_400
 SPAN_S = 10  # of the timeout, and of the grace

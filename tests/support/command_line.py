@@ -1,0 +1,5 @@
+"""The command line of telehandler."""
+
+import sys
+
+COMMAND = [sys.executable, "-m", "telehandler"]
