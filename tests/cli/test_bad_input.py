@@ -10,16 +10,10 @@ from pathlib import Path
 import click
 import pytest
 from support.checkout import ROOT
-from support.command_line import COMMAND
+from support.command_line import COMMAND, telehandler
 from support.servers import Server
 
 Done = subprocess.CompletedProcess
-
-
-def telehandler(*arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> "Done[str]":
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
-    command = [*COMMAND, *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def refused(done: "Done[str]", *words: str) -> None:
@@ -271,42 +265,3 @@ def test_config_file_between_environment_and_default(tmp_path: Path) -> None:
     refused(telehandler(*words, env=env), "sever", "must be one of")
     config.write_text("server = \n")
     refused(telehandler(*words, env=env), "config.toml")
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        *(["--help"], ["help"], ["client", "--help"], ["version"], ["--version"]),
-        *(["help", "client", "run"], ["client", "help", "run"], ["client", "run", "--help"]),
-    ],
-)
-def test_help_is_on_stdout_and_costs_no_grpc(words: list[str]) -> None:
-    done = telehandler(*words)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout
-    assert "..." not in done.stdout.partition("Commands:")[2]  # each line is whole on 80 columns
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(shell: str) -> None:
-    done = telehandler("completion", shell)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "_TELEHANDLER_COMPLETE" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("typed", "words"),
-    [
-        (["client", "w"], ["watch", "wait"]),
-        (["client", "run", "--mem"], ["--memory"]),
-        (["completion", ""], ["bash", "zsh", "fish"]),
-        (["help", "client", "st"], ["stop", "status"]),
-        (["help", "ver"], ["version"]),
-    ],
-)
-def test_what_completion_offers(typed: list[str], words: list[str]) -> None:
-    """As the script of bash asks; by the command's own name, since click finds its variable by that."""
-    asked = {"_TELEHANDLER_COMPLETE": "bash_complete", "COMP_CWORD": str(len(typed))}
-    done = telehandler(env=asked | {"COMP_WORDS": " ".join(["telehandler", *typed])})
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == [f"plain,{word}" for word in words]

@@ -1,14 +1,11 @@
-"""What outlives what: the helper is killed, all is killed, the server is upgraded, drained, stopped (R2, R19)."""
+"""R2: the helper is killed, or the whole server: its jobs are lost, history stays, what they left is swept."""
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,6 @@ import pytest
 from support import sudo_user
 from support.cgroups import our_cgroups
 from support.checkout import ROOT
-from support.library_client import client_of
 from support.processes import alive, processes_with
 from support.raw_client import SERVICE, Caller
 from support.servers import Server, free_address
@@ -67,25 +63,12 @@ def works(server: Server) -> bool:
     return server.client("run", "--", "true").returncode == 0
 
 
-def told(server: Server, text: str, times: int = 1) -> bool:
-    return log(server).count(text) == times
-
-
 def own_cgroup(server: Server) -> str:
     return f"telehandler.{server.children()['helper']}"
 
 
-def another_api(server: Server, before: int) -> None:
-    """Waits for it to answer, and for the one before to have ended."""
-    wait_until("another api is there", lambda: server.children().get("api", before) != before and not alive(before))
-    wait_until("it answers", lambda: server.client("ls").returncode == 0)
-
-
 def log(server: Server) -> str:
     return server.log.read_text()
-
-
-# R2
 
 
 def test_r2_a_killed_helper_is_replaced_and_its_jobs_are_lost(server: Server) -> None:
@@ -229,201 +212,3 @@ def test_r2_the_keeper_has_nothing_and_ends_with_the_server(make_server: Callabl
     assert server.process is not None
     server.process.kill()
     wait_until("all have ended", lambda: not alive(keeper) and not alive(helper))
-
-
-# R19
-
-
-@pytest.fixture
-def fresh(make_server: Callable[..., Server]) -> Callable[..., Server]:
-    def make(*options: str, **more: Any) -> Server:
-        return make_server(listen=free_address(), options=options, **more)
-
-    return make
-
-
-# SIGUSR2 has it write a line, SIGUSR1 end.
-WAITS = "trap 'echo still' USR2; trap 'echo end; exit 5' USR1; echo up; while :; do sleep 0.05; done"
-
-
-def test_r19_a_drain_refuses_starts_and_waits_for_jobs(fresh: Callable[..., Server]) -> None:
-    server = fresh("--on-stop", "drain", "--drain-timeout", "60s")
-    assert server.process is not None
-    name = server.detach("bash", "-c", WAITS)
-    watcher = watch(server, name)
-    assert watcher.stdout is not None
-    assert watcher.stdout.readline() == b"up\n"
-    server.process.terminate()
-    wait_until("it drains", lambda: _refused(server))
-    assert status(server, name)["state"] == "running"
-    assert server.process.poll() is None
-    os.kill(server.children()["api"], signal.SIGKILL)  # the next one drains on
-    wait_until("it drains on", lambda: _refused(server))
-    signal_job(server, name, signal.SIGUSR2)
-    assert watcher.stdout.readline() == b"still\n"  # it is connected again
-    signal_job(server, name, signal.SIGUSR1)
-    output, errors = watcher.communicate(timeout=30)
-    assert (watcher.returncode, output) == (5, b"end\n"), errors
-    assert server.process.wait(30) == 0
-    server.start()
-    assert (status(server, name)["state"], status(server, name)["exit_code"]) == ("failed", 5)
-
-
-def _refused(server: Server) -> bool:
-    """Whether the server starts no more jobs, and says so: once, not after a client has asked again and again."""
-    refused = server.client("run", "--", "true")
-    said = refused.stderr.decode()
-    return (
-        refused.returncode == 125 and "the server is ending, and starts no more" in said and "asking again" not in said
-    )
-
-
-def signal_job(server: Server, name: str, number: int) -> None:
-    client = client_of(server)
-    client.signal(name, number)
-    client.close()
-
-
-@pytest.mark.parametrize("how", ["kill", "timeout", "twice", "interrupt"])
-def test_r19_sigterm_kills_and_tells_the_watchers(fresh: Callable[..., Server], how: str) -> None:
-    """At once, at the drain's bound, and at a second signal."""
-    times = {"kill": (), "timeout": ("--drain-timeout", "1s"), "twice": (), "interrupt": ()}[how]
-    server = fresh(*(() if how == "kill" else ("--on-stop", "drain", *times)))
-    assert server.process is not None
-    cgroup = own_cgroup(server)
-    name = server.detach("bash", "-c", "trap '' TERM; echo up; " + TREE.format(mark="26.45751"))
-    watcher = watch(server, name)
-    assert watcher.stdout is not None
-    assert watcher.stdout.readline() == b"up\n"
-    server.process.terminate()
-    if how in ("twice", "interrupt"):
-        wait_until("it drains", lambda: "draining" in log(server))
-        assert server.process.poll() is None
-        server.process.send_signal(signal.SIGTERM if how == "twice" else signal.SIGINT)
-    _, errors = watcher.communicate(timeout=30)
-    assert watcher.returncode == 137, errors
-    assert server.process.wait(30) == 0
-    assert not [pid for pid in processes_with("26.45751") if alive(pid)]
-    assert cgroup not in our_cgroups()
-    server.start()
-    assert (status(server, name)["state"], status(server, name)["signal"]) == ("stopped", 9)
-
-
-def test_r19_sighup_upgrades_and_no_job_stops(fresh: Callable[..., Server]) -> None:
-    server = fresh()
-    assert server.process is not None
-    name = server.detach("bash", "-c", WAITS)
-    watcher = watch(server, name)
-    assert watcher.stdout is not None
-    assert watcher.stdout.readline() == b"up\n"
-    before = server.children()
-    for _ in range(2):
-        api = server.children()["api"]
-        server.process.send_signal(signal.SIGHUP)
-        another_api(server, api)
-    assert server.children()["helper"] == before["helper"]
-    signal_job(server, name, signal.SIGUSR1)
-    output, errors = watcher.communicate(timeout=30)
-    assert (watcher.returncode, output) == (5, b"end\n"), errors
-    assert "died" not in log(server)
-    assert "Traceback" not in log(server)
-    assert works(server)
-
-
-def serial(server: Server) -> str:
-    """Of the certificate that the server shows."""
-    import socket
-    import ssl
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(server.ssl / "root.pem")
-    context.load_cert_chain(server.ssl / "client.pem", server.ssl / "client-key.pem")
-    plain = socket.create_connection(("127.0.0.1", server.port), 10)
-    with context.wrap_socket(plain, server_hostname="localhost") as tls:
-        return str((tls.getpeercert() or {})["serialNumber"])
-
-
-@pytest.fixture
-def own_ssl(place: Path, ssl: Path) -> Path:
-    """A set of certificates to spoil."""
-    directory = Path(tempfile.mkdtemp(prefix="ssl-", dir=place))
-    directory.chmod(0o755)
-    shutil.copytree(ssl, directory, dirs_exist_ok=True)
-    return directory
-
-
-def new_pair(directory: Path) -> None:
-    """Another certificate of the server's, of the same root."""
-    for name in ("server.pem", "server-key.pem"):
-        (directory / name).unlink()
-    subprocess.run([sys.executable, "-m", "telehandler.certs", str(directory)], cwd=ROOT, check=True)
-
-
-def test_r19_sighup_with_a_bad_certificate_keeps_the_api(place: Path, ssl: Path, as_root: None) -> None:
-    with sudo_user.installed(place, "install-sudoers") as options:
-        server = Server(place, options.pop("ssl"), None, listen=free_address(), **options)
-        server.start()
-        try:
-            _rotate(server, server.ssl / "server.pem", options["user"])
-        finally:
-            server.stop()
-
-
-def _rotate(server: Server, certificate: Path, uid: int) -> None:
-    assert server.process is not None
-    api, shown = server.children()["api"], serial(server)
-    good, key = certificate.read_bytes(), server.ssl / "server-key.pem"
-    for number, bad in enumerate((b"", good[:300], (server.ssl / "bubba.pem").read_bytes())):
-        certificate.write_bytes(bad)
-        server.process.send_signal(signal.SIGHUP)
-        wait_until("it is told", partial(told, server, "the api before goes on", number + 1))
-    certificate.write_bytes(good)
-    # A pair that belongs together and that the api refuses.
-    spoilt = key.read_bytes()
-    make_rsa(certificate, key)
-    server.process.send_signal(signal.SIGHUP)
-    wait_until("it is told", lambda: "the new api cannot start" in log(server))
-    assert "not ECDSA P-256" in log(server)
-    assert (server.children()["api"], serial(server)) == (api, shown)
-    assert works(server)
-    certificate.write_bytes(good)
-    key.write_bytes(spoilt)
-    new_pair(server.ssl)
-    os.chown(key, uid, uid)
-    server.process.send_signal(signal.SIGHUP)
-    another_api(server, api)
-    assert serial(server) != shown
-    assert "Traceback" not in log(server)
-
-
-def make_rsa(certificate: Path, key: Path) -> None:
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
-    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
-
-
-def test_r19_sighup_without_root_goes_on_with_the_copy(fresh: Callable[..., Server], own_ssl: Path) -> None:
-    server = fresh()
-    server.stop()
-    server = Server(server.home.parent, own_ssl, server.policy, listen=free_address())
-    server.start()
-    try:
-        assert server.process is not None
-        api, shown = server.children()["api"], serial(server)
-        new_pair(own_ssl)
-        server.process.send_signal(signal.SIGHUP)
-        another_api(server, api)
-        assert serial(server) == shown
-        assert log(server).count("without root the certificate and its key cannot be read anew") == 1
-    finally:
-        server.stop()
-
-
-def test_r19_a_second_server_on_the_state_directory_is_refused(
-    make_server: Callable[..., Server], place: Path, ssl: Path, policy: Path
-) -> None:
-    server = make_server()
-    second = Server(place, ssl, policy, state=server.state)
-    with pytest.raises(AssertionError, match="125: telehandler: another server uses the state directory"):
-        second.start()
-    second.stop()
-    assert works(server)
