@@ -1,16 +1,14 @@
 """Fixtures of every folder: certificates, a policy for this machine, servers, the client."""
 
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.cgroups import our_cgroups
-from support.checkout import ROOT
+from support.certificates import make_certificates
+from support.cgroups import cgroup_root, our_cgroups
 from support.policies import policy_text
 from support.servers import Server
 
@@ -32,6 +30,17 @@ def nothing_is_left() -> Iterator[None]:
     assert our_cgroups() <= before
 
 
+@pytest.fixture
+def bare_cgroup() -> Iterator[Path]:
+    """A cgroup whose parent hands no controller down: as on a machine that has none."""
+    outer = cgroup_root() / f"test-of-telehandler-{os.getpid()}"
+    inner = outer / "bare"
+    inner.mkdir(parents=True)
+    yield inner
+    inner.rmdir()
+    outer.rmdir()
+
+
 @pytest.fixture(scope="session")
 def place() -> Iterator[Path]:
     """A directory that every user may enter, gone at the end."""
@@ -44,7 +53,7 @@ def place() -> Iterator[Path]:
 def ssl(place: Path) -> Path:
     """root, server, client (tele-tester), bubba and admin."""
     directory = place / "ssl"
-    subprocess.run([sys.executable, "-m", "telehandler.certs", str(directory)], cwd=ROOT, check=True)
+    make_certificates(directory)
     return directory
 
 

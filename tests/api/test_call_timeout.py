@@ -8,7 +8,7 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 import pytest
-from support.raw_client import SERVICE, Answer, Caller
+from support.raw_client import SERVICE, RawClient, Response
 from support.servers import Server
 
 from telehandler.api import tls
@@ -25,11 +25,11 @@ def test_a_call_that_hangs_is_answered_when_its_time_is_up(ssl: Path, monkeypatc
     monkeypatch.setattr(bounds, "HANDLING_TIMEOUT_S", 0.1)
     monkeypatch.setattr(Service, "start_job", hang)
 
-    def ask(port: int) -> list[Answer]:
-        with Caller(cast("Server", SimpleNamespace(port=port, ssl=ssl)), ssl / "client") as caller:
+    def ask(port: int) -> list[Response]:
+        with RawClient(cast("Server", SimpleNamespace(port=port, ssl=ssl)), ssl / "client") as caller:
             return [caller.call(f"/{SERVICE}/StartJob", pb.StartJobRequest()) for _ in range(2)]
 
-    async def run() -> list[Answer]:
+    async def run() -> list[Response]:
         # One call of a user at a time: the second would be refused if the first one still counted.
         service = Service(cast("Jobs", None), frozenset(), max_calls=1)
         server = grpc.aio.server()

@@ -3,14 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.cgroups import missing_controllers
-from support.checkout import ROOT
-from support.command_line import COMMAND
+from support.command_line import telehandler
 from support.policies import policy_text
 from support.servers import Server
 
@@ -19,8 +17,7 @@ pytestmark = pytest.mark.usefixtures("as_root")
 
 def check(*arguments: str, policy: Path) -> tuple[int, dict[str, list[dict[str, Any]]]]:
     """The exit code and the findings by name."""
-    command = [*COMMAND, "check", "-o", "json", "--helper-policy", str(policy), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = telehandler("check", "-o", "json", "--helper-policy", str(policy), *arguments)
     assert "Traceback" not in done.stderr
     found: dict[str, list[dict[str, Any]]] = {}
     for finding in json.loads(done.stdout)["findings"]:
@@ -91,8 +88,7 @@ def test_a_strict_policy_refuses_ordinary_jobs_where_controllers_are_missing(pla
 
 
 def test_text_names_what_is_missing_and_the_score(policy: Path) -> None:
-    command = [*COMMAND, "check", "--helper-policy", str(policy), "-c", "/no/such.pem"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = telehandler("check", "--helper-policy", str(policy), "-c", "/no/such.pem")
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"ok        kernel        Linux {os.uname().release}")
     assert any(line.startswith("not seen  certificates") and "/no/such.pem" in line for line in lines)

@@ -165,26 +165,9 @@ def test_a_profile_that_is_not_there(server: Server, tmp_path: Path) -> None:
 
 
 def test_the_port_is_in_use(server: Server, policy: Path, tmp_path: Path) -> None:
-    files = [
-        "-c",
-        str(server.ssl / "server.pem"),
-        "-k",
-        str(server.ssl / "server-key.pem"),
-        "-r",
-        str(server.ssl / "root.pem"),
-    ]
     state = server.home / "other-state"
-    words = [
-        "server",
-        "-l",
-        f"127.0.0.1:{server.port}",
-        *files,
-        "--state-dir",
-        str(state),
-        "--helper-policy",
-        str(policy),
-    ]
-    refused(telehandler(*words), "in use", "--listen")
+    words = ["server", "-l", f"127.0.0.1:{server.port}", *pair(server, "server"), "--state-dir", str(state)]
+    refused(telehandler(*words, "--helper-policy", str(policy)), "in use", "--listen")
 
 
 def test_a_server_without_certificates(tmp_path: Path, as_root: None) -> None:
@@ -198,10 +181,8 @@ def test_a_directory_of_roots_is_not_taken_for_the_state(server: Server, policy:
     full = place / "full"
     (full / "of-roots").mkdir(parents=True)
     before = full.stat()
-    files = [word for flag, name in (("-c", "server.pem"), ("-k", "server-key.pem"), ("-r", "root.pem"))
-             for word in (flag, str(server.ssl / name))]  # fmt: skip
-    words = ["server", "-l", "127.0.0.1:0", *files, "--helper-policy", str(policy), "--state-dir"]
-    refused(telehandler(*words, str(full)), "is root's and not empty", "--state-dir")
+    second = Server(place, server.ssl, policy, state=full)
+    refused(telehandler(*second.server_arguments()), "is root's and not empty", "--state-dir")
     after = full.stat()
     assert (after.st_uid, after.st_mode) == (before.st_uid, before.st_mode)
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
-from support.process_usage import copies
+from support.process_usage import fds_of_same_file
 
 from telehandler.common import control
 from telehandler.common.errors import TelehandlerError
@@ -64,7 +64,7 @@ def test_what_is_no_message_is_refused(pair: Pair, datagram: bytes, passed: int)
         pair[0].sendmsg([datagram], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if passed else [])
         with pytest.raises(TelehandlerError, match="no message"):
             control.receive(pair[1])
-        assert copies(file.fileno()) == 1
+        assert fds_of_same_file(file.fileno()) == 1
 
 
 def test_a_message_over_the_bound_is_not_sent(pair: Pair) -> None:

@@ -13,9 +13,9 @@ import grpc
 import pytest
 from support.checkout import ROOT
 from support.processes import alive, processes_with
-from support.raw_client import SERVICE, Caller
+from support.raw_client import SERVICE, RawClient
 from support.servers import Server, free_address
-from support.state_fixtures import listed, output_of
+from support.state_fixtures import list_jobs, output_directory
 from support.wait import wait_until
 
 from telehandler.client.connection import Client
@@ -41,7 +41,7 @@ def test_ls_shows_ones_own_jobs_the_newest_first(make_server: Make) -> None:
     assert table[1].endswith("printf '\\x1b[31m'")
     assert (table[2].split()[3], table[2].endswith("sh -c 'exit 7'")) == ("7", True)
     assert (table[3].split()[1], table[3][-10:]) == ("running", "xxxxxxx...")
-    jobs = listed(server)
+    jobs = list_jobs(server)
     assert [job["name"] for job in jobs] == [nasty, failed, long]
     assert (jobs[1]["exit_code"], jobs[1]["command"], jobs[2]["exit_code"]) == (7, ["sh", "-c", "exit 7"], None)
     statuses = [json.loads(server.client("status", "-o", "json", job["name"]).stdout) for job in jobs]
@@ -73,12 +73,12 @@ def _trapper(server: Server, code: int) -> str:
 def test_wait_returns_when_the_job_has_ended_with_its_exit_code(server: Server) -> None:
     name = _trapper(server, 7)
     waiter = subprocess.Popen(server.client_command("wait", name), cwd=ROOT, stdout=subprocess.PIPE)
-    with Caller(server, server.ssl / "client") as caller:
-        call = caller.begin(f"/{SERVICE}/GetJobStatus", pb.GetJobStatusRequest(name=name, wait=True), timeout=0.5)
+    with RawClient(server, server.ssl / "client") as caller:
+        call = caller.start_call(f"/{SERVICE}/GetJobStatus", pb.GetJobStatusRequest(name=name, wait=True), timeout=0.5)
         with pytest.raises(grpc.RpcError):
             next(call)
         assert call.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # no answer while it runs
-        call = caller.begin(f"/{SERVICE}/GetJobStatus", pb.GetJobStatusRequest(name=name, wait=True))
+        call = caller.start_call(f"/{SERVICE}/GetJobStatus", pb.GetJobStatusRequest(name=name, wait=True))
         assert waiter.poll() is None
         assert server.client("stop", name).returncode == 0
         status = pb.JobStatus.FromString(next(call))
@@ -129,7 +129,7 @@ def test_rm_removes_jobs_that_have_ended_and_their_output(server: Server) -> Non
     first, second = (server.detach("echo", word) for word in ("one", "two"))
     assert server.client("wait", first, second).returncode == 0
     running = server.detach("sleep", "17.17171")
-    assert output_of(server, first).is_dir()
+    assert output_directory(server, first).is_dir()
     for _ in range(2):
         other = server.client("rm", "-f", first, user="bubba")
         assert (other.returncode, other.stderr.endswith(NO_JOB)) == (125, True)
@@ -143,7 +143,7 @@ def test_rm_removes_jobs_that_have_ended_and_their_output(server: Server) -> Non
         assert server.client("watch", name).stderr == server.client("rm", name).stderr.replace(
             f"{name}: ".encode(), b""
         )
-        assert [*output_of(server, name).parent.glob(f"{output_of(server, name).name}*")] == []
+        assert [*output_directory(server, name).parent.glob(f"{output_directory(server, name).name}*")] == []
     pids = processes_with("17.17171")
     assert pids
     assert b"running" in server.client("status", running).stdout
@@ -151,7 +151,7 @@ def test_rm_removes_jobs_that_have_ended_and_their_output(server: Server) -> Non
     assert server.client("rm", "--force", running).stdout.decode().split() == [running]
     assert not [pid for pid in pids if alive(pid)]
     assert server.client("status", running).stderr.endswith(NO_JOB)
-    assert not output_of(server, running).exists()
+    assert not output_directory(server, running).exists()
 
 
 def test_who_reads_a_jobs_output_reads_on_when_it_is_removed(server: Server) -> None:
@@ -162,7 +162,7 @@ def test_who_reads_a_jobs_output_reads_on_when_it_is_removed(server: Server) -> 
         assert watcher.stdout is not None
         read = len(watcher.stdout.read(1))
         assert server.client("rm", name).returncode == 0
-        assert not output_of(server, name).exists()
+        assert not output_directory(server, name).exists()
         while piece := watcher.stdout.read(1 << 22):
             read += len(piece)
     assert (watcher.returncode, read) == (0, size)
@@ -185,7 +185,7 @@ def test_who_reads_a_jobs_output_reads_on_when_it_is_removed(server: Server) -> 
     ids=lambda value: str(value)[:40].strip().replace("\n", " "),
 )
 def test_a_list_that_cannot_be_is_refused(server: Server, request_: pb.ListJobsRequest, word: str) -> None:
-    with Caller(server, server.ssl / "client") as caller:
+    with RawClient(server, server.ssl / "client") as caller:
         answer = caller.call(f"/{SERVICE}/ListJobs", request_)
     assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
     assert word in answer.details
@@ -193,7 +193,7 @@ def test_a_list_that_cannot_be_is_refused(server: Server, request_: pb.ListJobsR
 
 def test_a_page_token_is_for_one_list(server: Server) -> None:
     names = {server.detach("true") for _ in range(3)}
-    with Caller(server, server.ssl / "client") as caller:
+    with RawClient(server, server.ssl / "client") as caller:
 
         def page(**fields: Any) -> pb.ListJobsResponse:
             answer = caller.call(f"/{SERVICE}/ListJobs", pb.ListJobsRequest(**fields))
@@ -208,5 +208,5 @@ def test_a_page_token_is_for_one_list(server: Server) -> None:
         assert page(parent="users/tele-tester", page_size=2, page_token=first.next_page_token).jobs[0] == second.jobs[0]
         for other in ({"states": ["JOB_STATE_COMPLETED"]}, {"parent": "users/-"}):
             request = pb.ListJobsRequest(page_token=first.next_page_token, **other)
-            with Caller(server, server.ssl / "admin") as admin:
+            with RawClient(server, server.ssl / "admin") as admin:
                 assert admin.call(f"/{SERVICE}/ListJobs", request).code is grpc.StatusCode.INVALID_ARGUMENT

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from support import sudo_user
-from support.cgroups import cgroup_root
 from support.checkout import ROOT
 from support.processes import alive, processes_with
 from support.servers import Server
@@ -197,6 +196,6 @@ def test_environment_is_built_from_empty(server: Server) -> None:
 
 def test_no_cgroup_of_an_ended_job_is_left(server: Server) -> None:
     assert server.client("run", "--", "true").returncode == 0
-    own = cgroup_root() / f"telehandler.{server.children()['helper']}"
+    own = server.cgroup
     assert own.exists()
     wait_until("no job's cgroup is left", lambda: not list(own.glob("job-*")))

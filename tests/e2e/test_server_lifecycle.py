@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from support.cgroups import our_cgroups
 from support.checkout import ROOT
-from support.processes import alive, processes_with
+from support.process_usage import rss_bytes
+from support.processes import alive, kill, processes_with
 from support.servers import Server, free_address
 from support.wait import wait_until
 
@@ -47,8 +47,7 @@ def test_jobs_go_on_when_the_api_is_killed_and_no_byte_is_lost(make_server: Call
     for _ in range(3):
         api = server.children()["api"]
         wait_until("there is some output", lambda: b"stdout bytes       0" not in server.client("status", name).stdout)
-        os.kill(api, signal.SIGKILL)
-        wait_until("the api has ended", partial(_ended, api))
+        kill(api)
         wait_until("it answers", lambda: server.client("status", name).returncode == 0)
     expected = "".join(f"line {number}\n" for number in range(1, 30001)) + "end\n"
     done = server.client("watch", name)
@@ -96,25 +95,17 @@ def test_a_gibibyte_of_output_does_not_raise_the_apis_memory(make_server: Callab
     server = make_server()
     assert server.client("run", "--", "true").returncode == 0
     api = server.children()["api"]
-    before = _rss(api)
+    before = rss_bytes(api)
     name = server.detach("head", "-c", str(GIB), "/dev/zero")
     digest, peak = hashlib.sha256(), 0
     with subprocess.Popen(server.client_command("watch", name), cwd=ROOT, stdout=subprocess.PIPE) as client:
         assert client.stdout is not None
         while piece := client.stdout.read(1 << 22):
             digest.update(piece)
-            peak = max(peak, _rss(api))
+            peak = max(peak, rss_bytes(api))
     assert client.returncode == 0
     expected = hashlib.sha256()
     for _ in range(GIB >> 22):
         expected.update(bytes(1 << 22))
     assert digest.digest() == expected.digest()
-    assert max(peak, _rss(api)) - before < MAX_GROWTH
-
-
-def _ended(pid: int) -> bool:
-    return not alive(pid)
-
-
-def _rss(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
+    assert max(peak, rss_bytes(api)) - before < MAX_GROWTH

@@ -18,7 +18,7 @@ from support.checkout import ROOT
 from support.library_client import client_of
 from support.processes import alive
 from support.servers import Server, free_address
-from support.state_fixtures import give
+from support.state_fixtures import chown_to_server
 from support.wait import wait_until
 
 from telehandler.client.connection import Client, End
@@ -121,8 +121,8 @@ def test_r1_fifty_jobs_write_while_the_api_is_killed_again_and_again(
         found = hashlib.sha256((tmp_path / f"{number}.out").read_bytes()).hexdigest()
         assert found == expected(number).stdout
     _records_agree(server, names)
-    assert "Traceback" not in server.log.read_text()
-    assert "giving up" not in server.log.read_text()
+    assert "Traceback" not in server.log_text()
+    assert "giving up" not in server.log_text()
 
 
 def test_r1_a_stop_goes_on_when_the_api_dies_in_it(make_server: Callable[..., Server]) -> None:
@@ -181,7 +181,7 @@ def test_r1_an_end_that_was_recorded_and_not_released_stays(make_server: Callabl
             (uuid,),
         )
         database.commit()
-    give(server.state)
+    chown_to_server(server.state)
     server.process.send_signal(signal.SIGCONT)
     wait_until("it answers", lambda: server.client("ls").returncode == 0)
     assert server.client("wait", name).returncode == 3
@@ -192,7 +192,7 @@ def test_r1_an_end_that_was_recorded_and_not_released_stays(make_server: Callabl
 
 def _running(server: Server) -> bool:
     """Whether this api listens already: one that is killed before makes no progress to be disturbed."""
-    text = server.log.read_text()
+    text = server.log_text()
     return text.rfind("listening on") > text.rfind("the api died")
 
 

@@ -6,7 +6,6 @@ import signal
 import socket
 import ssl as tls
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,10 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from support.certificates import issue
+from support.certificates import issue, make_certificates
 from support.checkout import ROOT
 from support.processes import alive
-from support.raw_client import Caller
+from support.raw_client import RawClient
 from support.servers import Server, free_address
 from support.wait import wait_until
 
@@ -36,7 +35,7 @@ def authority(place: Path) -> Path:
     """A certificate authority of its own, with its pairs."""
     directory = Path(tempfile.mkdtemp(prefix="ca-", dir=place))
     directory.chmod(0o755)
-    subprocess.run([sys.executable, "-m", "telehandler.certs", directory], cwd=ROOT, check=True)
+    make_certificates(directory)
     return directory
 
 
@@ -80,7 +79,7 @@ class Rotating:
         put(self.files / "root.pem", b"".join((source / "root.pem").read_bytes() for source in sources))
 
     def lines(self) -> list[str]:
-        return self.server.log.read_text().splitlines()
+        return self.server.log_text().splitlines()
 
     def new_lines(self) -> list[str]:
         """What the server's log has got since the last time."""
@@ -97,8 +96,8 @@ class Rotating:
 
     def code(self, pair: Path) -> grpc.StatusCode:
         """Of a call on a new connection, of a user who is let in."""
-        with Caller(self.server, pair) as caller:
-            code = caller.ask("ListJobs", "tele-tester").code
+        with RawClient(self.server, pair) as caller:
+            code = caller.call_method("ListJobs", "tele-tester").code
         assert isinstance(code, grpc.StatusCode)
         return code
 
@@ -149,7 +148,7 @@ def test_r16_a_roll_over_to_another_authority_while_a_watcher_streams(
         assert [rotating.code(authority / "client") for authority in (first, second)] == [OK, OK]
         assert rotating.new_lines() == [IN_USE]
 
-        with Caller(server, first / "client") as there_before:
+        with RawClient(server, first / "client") as there_before:
             assert there_before.status(name).code is OK
             rotating.put_roots(second)
             assert rotating.code(second / "client") is OK

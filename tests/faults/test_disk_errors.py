@@ -1,7 +1,6 @@
 """R5: the disk of the state directory is full, read-only or fails, for real: jobs wait, nothing is lost in silence."""
 
 import hashlib
-import json
 import os
 import signal
 import sqlite3
@@ -16,7 +15,7 @@ import grpc
 import pytest
 from support import disks
 from support.processes import alive, processes_with
-from support.raw_client import Caller
+from support.raw_client import RawClient
 from support.servers import Server, free_address
 from support.wait import wait_until
 
@@ -43,29 +42,22 @@ def serving(make_server: Make, state: Path, **options: Any) -> Iterator[Server]:
         assert server.stop() == 0
 
 
-def status(server: Server, name: str) -> dict[str, Any]:
-    done = server.client("status", "-o", "json", name)
-    assert done.returncode == 0, done.stderr
-    fields: dict[str, Any] = json.loads(done.stdout)
-    return fields
-
-
 def waits(server: Server, name: str, why: str) -> None:
     wait_until(
         "status says that it waits",
-        lambda: status(server, name).get("detail") == f"the output waits for the disk: {why}",
+        lambda: server.job_status(name).get("detail") == f"the output waits for the disk: {why}",
     )
-    assert status(server, name)["state"] == "running"
+    assert server.job_status(name)["state"] == "running"
 
 
 def ended(server: Server, name: str) -> dict[str, Any]:
     assert server.client("wait", name).returncode is not None
-    return status(server, name)
+    return server.job_status(name)
 
 
 def refused(server: Server, *words: str) -> None:
     """A StartJob that is RESOURCE_EXHAUSTED, and no job of it is anywhere."""
-    with Caller(server, server.ssl / "client") as caller, pytest.raises(AssertionError) as raised:
+    with RawClient(server, server.ssl / "client") as caller, pytest.raises(AssertionError) as raised:
         caller.start("sleep", "1234.5")
     assert str(grpc.StatusCode.RESOURCE_EXHAUSTED) in str(raised.value)
     done = server.client("run", "--", "sleep", "1234.5")
@@ -87,7 +79,7 @@ def test_r5_on_a_full_disk_the_job_waits_and_goes_on(make_server: Make, disk: Pa
         ended(server, old)
         others.fill(leave=1536 * 1024)
         name = server.detach("bash", "-c", f"{scripts[kind]}; exit 3")
-        wait_until("there is some output", lambda: status(server, name)["stdout_bytes"])
+        wait_until("there is some output", lambda: server.job_status(name)["stdout_bytes"])
         others.fill()
         waits(server, name, "No space left on device")
         assert len(server.client("watch", old).stdout) == 3893  # old jobs stay readable
@@ -111,7 +103,7 @@ def test_r5_the_tail_of_a_job_that_has_ended_waits_too(make_server: Make, disk: 
         script = "mkfifo /tmp/f; trap 'seq 1 20000; exit' TERM; echo up; while :; do read -t 0.05 x <>/tmp/f; done"
         names = [server.detach("bash", "-c", f"{script} # {mark}") for mark in ("2.64575131", "2.82842712")]
         for name in names:
-            wait_until("it is up", partial(lambda name: status(server, name)["stdout_bytes"] == 3, name))
+            wait_until("it is up", partial(lambda name: server.job_status(name)["stdout_bytes"] == 3, name))
         others.fill()
         pids = [*processes_with("2.64575131"), *processes_with("2.82842712")]
         for pid in pids:
@@ -120,11 +112,11 @@ def test_r5_the_tail_of_a_job_that_has_ended_waits_too(make_server: Make, disk: 
         for name in names:
             waits(server, name, "No space left on device")
         assert server.client("stop", names[0]).returncode == 0
-        final = status(server, names[0])
+        final = server.job_status(names[0])
         assert (final["state"], final["exit_code"]) == ("completed", 0)
         assert "more bytes were not kept" in final["detail"]
         others.free()
-        assert (ended(server, names[1])["state"], "detail" in status(server, names[1])) == ("completed", False)
+        assert (ended(server, names[1])["state"], "detail" in server.job_status(names[1])) == ("completed", False)
         assert server.client("watch", "--verify", names[1]).stdout == b"up\n" + SEQ[: SEQ.index(b"\n20001\n") + 1]
 
 
@@ -155,7 +147,7 @@ def test_r5_a_cap_that_kills_kills(make_server: Make, disk: Path) -> None:
         assert done.stdout == SEQ[: len(done.stdout)]
         assert b"No space left on device; " in done.stderr
         assert b" more bytes were not kept" in done.stderr
-        assert status(server, _newest(server))["reason"] == "signaled"
+        assert server.job_status(_newest(server))["reason"] == "signaled"
 
 
 def _newest(server: Server) -> str:
@@ -172,8 +164,8 @@ def test_r5_a_record_that_cannot_be_saved_is_saved_later(make_server: Make, disk
         others.fill()
         for name in names:
             assert server.client("stop", "--stop-timeout", "0", name).returncode == 0
-            assert status(server, name)["state"] == "stopped"
-        wait_until("a record waits", lambda: "record waits for the disk" in server.log.read_text())
+            assert server.job_status(name)["state"] == "stopped"
+        wait_until("a record waits", lambda: "record waits for the disk" in server.log_text())
         assert server.client("ls", "-q").stdout.decode().split() == [*names[::-1], old]
         refused(server, "full")
         assert server.client("rm", old).returncode == 0  # removing is what makes room
@@ -216,7 +208,7 @@ def test_r5_a_disk_that_the_kernel_makes_read_only(make_server: Make, place: Pat
             name = server.detach(
                 "bash", "-c", "mkfifo /tmp/f; for i in $(seq 1000); do seq 1 300; read -t 0.05 x <>/tmp/f; done"
             )
-            wait_until("there is some output", lambda: status(server, name)["stdout_bytes"])
+            wait_until("there is some output", lambda: server.job_status(name)["stdout_bytes"])
             os.sync()  # what is not yet on the disk goes, as in a power cut
             disk.abort()
             waits(server, name, "Read-only file system")
@@ -224,12 +216,12 @@ def test_r5_a_disk_that_the_kernel_makes_read_only(make_server: Make, place: Pat
             assert len(server.client("watch", old).stdout) == 3893
             refused(server, "Read-only")
             assert server.client("stop", "--stop-timeout", "0", name).returncode == 0
-            assert "more bytes were not kept" in status(server, name)["detail"]
+            assert "more bytes were not kept" in server.job_status(name)["detail"]
         disk.unmount()
         disk.mount()
         with serving(make_server, disk.point) as server:
             assert len(server.client("watch", old).stdout) == 3893
-            assert status(server, name)["reason"] == "lost"  # its end could not be written anywhere
+            assert server.job_status(name)["reason"] == "lost"  # its end could not be written anywhere
             assert server.client("run", "--", "echo", "again").stdout == b"again\n"
 
 
@@ -240,7 +232,7 @@ def test_r5_errors_of_the_disk_pass(make_server: Make, place: Path, calls: str) 
     name = server.detach(
         "bash", "-c", "mkfifo /tmp/f; for i in $(seq 100); do echo $i; read -t 0.05 x <>/tmp/f; done; true"
     )
-    wait_until("there is some output", lambda: status(server, name)["stdout_bytes"])
+    wait_until("there is some output", lambda: server.job_status(name)["stdout_bytes"])
     command = ["strace", "-f", "-qq", "-o", "/dev/null", "-p", str(server.children()["api"])]
     with subprocess.Popen([*command, "-e", f"inject={calls}:error=EIO"]) as strace:
         try:

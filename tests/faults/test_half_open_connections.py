@@ -12,9 +12,9 @@ import grpc
 import pytest
 from support.checkout import ROOT
 from support.processes import processes_with
-from support.raw_client import SERVICE, Caller
+from support.raw_client import SERVICE, RawClient
 from support.servers import Server, free_address
-from support.state_fixtures import listed, starts_noted
+from support.state_fixtures import list_jobs, pending_starts
 from support.tcp_proxy import Proxy
 from support.wait import wait_until
 
@@ -35,7 +35,7 @@ class Stuck:
     """A server whose helper answers nothing any more, and calls to it that were begun then."""
 
     def __init__(self, server: Server, ssl: Path) -> None:
-        self.server, self.caller = server, Caller(server, ssl / "client")
+        self.server, self.caller = server, RawClient(server, ssl / "client")
         name = self.caller.start("sleep", "1000").name
         watch = server.client_command("watch", name)
         self.watch = subprocess.Popen(watch, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -44,7 +44,7 @@ class Stuck:
         self.began = time.monotonic()
         # Without a deadline of their own.
         self.calls: list[Any] = [
-            self.caller.begin(f"/{SERVICE}/{method}", request, timeout=None)
+            self.caller.start_call(f"/{SERVICE}/{method}", request, timeout=None)
             for method, request in (
                 ("StartJob", pb.StartJobRequest(argv=[b"true"])),
                 ("SignalJob", pb.SignalJobRequest(name=name, signal=18)),
@@ -102,11 +102,11 @@ def test_r4_a_half_open_connection_is_noticed_and_taken_up_again(make_server: Ca
         os.kill(helper, signal.SIGSTOP)
         start = _through(proxy, server, "run", "--detach", "--", "sh", "-c", "exec sleep 41.23105")
         near_port, server.port = server.port, proxy.port
-        with Caller(server, ssl / "client") as idle:
+        with RawClient(server, ssl / "client") as idle:
             assert idle.status(counting).code is grpc.StatusCode.OK
             server.port = near_port
             wait_until("all are connected", lambda: proxy.connections() == 5)
-            wait_until("the start has arrived", lambda: starts_noted(server) == 1)
+            wait_until("the start has arrived", lambda: pending_starts(server) == 1)
             ports = proxy.freeze()
             os.kill(helper, signal.SIGCONT)
             assert len(ports) == 5
@@ -116,7 +116,7 @@ def test_r4_a_half_open_connection_is_noticed_and_taken_up_again(make_server: Ca
         assert start.returncode == 0, errors
         assert b"the start is not confirmed; asking again in" in errors
         assert len(processes_with("sleep\00041.23105\0")) == 1
-        assert len(listed(server)) == 3
+        assert len(list_jobs(server)) == 3
         for name in (counting, silent, output.decode().strip()):
             assert server.client("stop", name).returncode == 0
         for client, code in ((watch, 7), (wait, 7), (quiet, 8)):
@@ -153,7 +153,7 @@ def test_r4_calls_that_the_helper_leaves_unanswered_end(stuck: Stuck) -> None:
     _, errors = stuck.client.communicate(timeout=CALL_TIMEOUT_S)
     assert stuck.client.returncode == 125
     assert errors.count(b"\n") == 1
-    assert stuck.caller.ask("ListJobs", "tele-tester").code is grpc.StatusCode.OK
+    assert stuck.caller.call_method("ListJobs", "tele-tester").code is grpc.StatusCode.OK
     assert time.monotonic() - stuck.began > 3 * bounds.KEEPALIVE_S - SLACK_S / 2
     os.kill(stuck.helper, signal.SIGCONT)  # those that were asked to kill the job do
     output, errors = stuck.watch.communicate(timeout=30)

@@ -1,74 +1,38 @@
 """R2: the helper is killed, or the whole server: its jobs are lost, history stays, what they left is swept."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from support import sudo_user
 from support.cgroups import our_cgroups
 from support.checkout import ROOT
-from support.processes import alive, processes_with
-from support.raw_client import SERVICE, Caller
+from support.job_scripts import TREE
+from support.processes import alive, kill, live_processes_with, processes_with
+from support.raw_client import SERVICE, RawClient
 from support.servers import Server, free_address
 from support.wait import wait_until
 
 from telehandler.pb import telehandler_pb2 as pb
-
-# A job with a subtree: 20 processes, sessions of their own, a pipe held by all.
-TREE = "for i in $(seq 20); do setsid sleep {mark} & done; echo up; wait"
 
 
 @pytest.fixture(params=["root", "sudo"])
 def server(request: pytest.FixtureRequest, as_root: None, place: Path, ssl: Path, policy: Path) -> Iterator[Server]:
     """A server of its own for a test, as each of its kinds."""
     if request.param == "root":
-        server = Server(place, ssl, policy, listen=free_address())
-        server.start()
-        yield server
-        server.stop()
+        with Server(place, ssl, policy, listen=free_address()) as server:
+            yield server
         return
-    with sudo_user.installed(place, "install-sudoers") as options:
-        server = Server(place, options.pop("ssl"), None, listen=free_address(), **options)
-        server.start()
+    with (
+        sudo_user.installed(place, "install-sudoers") as options,
+        Server(place, options.pop("ssl"), None, listen=free_address(), **options) as server,
+    ):
         yield server
-        server.stop()
-
-
-def status(server: Server, name: str) -> dict[str, Any]:
-    done = server.client("status", "-o", "json", name)
-    assert done.returncode == 0, done.stderr
-    fields: dict[str, Any] = json.loads(done.stdout)
-    return fields
-
-
-def watch(server: Server, name: str) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        server.client_command("watch", name), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def kill(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
-    wait_until("it has ended", lambda: not alive(pid))
-
-
-def works(server: Server) -> bool:
-    return server.client("run", "--", "true").returncode == 0
-
-
-def own_cgroup(server: Server) -> str:
-    return f"telehandler.{server.children()['helper']}"
-
-
-def log(server: Server) -> str:
-    return server.log.read_text()
 
 
 def test_r2_a_killed_helper_is_replaced_and_its_jobs_are_lost(server: Server) -> None:
@@ -76,20 +40,20 @@ def test_r2_a_killed_helper_is_replaced_and_its_jobs_are_lost(server: Server) ->
     old = server.detach("sh", "-c", "echo of old; exit 4")
     assert server.client("wait", old).returncode == 4
     name = server.detach("sh", "-c", "echo up; exec sleep 24.57913")
-    watcher = watch(server, name)
+    watcher = server.start_watcher(name)
     assert watcher.stdout is not None
     assert watcher.stdout.readline() == b"up\n"
-    before, cgroup = server.children(), own_cgroup(server)
+    before, cgroup = server.children(), server.cgroup.name
     server.process.send_signal(signal.SIGSTOP)  # the supervisor: no new helper yet
     kill(before["helper"])
     _, errors = watcher.communicate(timeout=30)
     assert (watcher.returncode, b"lost" in errors) == (125, True)
     # Meanwhile: the history is there, and a start is told why not.
-    assert (status(server, name)["state"], status(server, name)["reason"]) == ("failed", "lost")
-    assert status(server, old)["exit_code"] == 4
+    assert (server.job_status(name)["state"], server.job_status(name)["reason"]) == ("failed", "lost")
+    assert server.job_status(old)["exit_code"] == 4
     assert server.client("watch", old).stdout == b"of old\n"
     assert server.client("watch", name).stdout == b"up\n"
-    with Caller(server, server.ssl / "client") as caller:
+    with RawClient(server, server.ssl / "client") as caller:
         answer = caller.call(f"/{SERVICE}/StartJob", pb.StartJobRequest(argv=[b"true"]))
     assert answer.code is grpc.StatusCode.UNAVAILABLE
     assert "the root helper has died and is being started again" in answer.details
@@ -100,12 +64,12 @@ def test_r2_a_killed_helper_is_replaced_and_its_jobs_are_lost(server: Server) ->
         server.process.send_signal(signal.SIGCONT)
         assert patient.communicate(timeout=30)[0] == b"at last\n"
     assert patient.returncode == 0
-    wait_until("a new helper starts jobs", lambda: works(server))
+    wait_until("a new helper starts jobs", lambda: server.runs_jobs())
     after = server.children()
     assert after["api"] == before["api"]
     assert after["helper"] != before["helper"]
     assert after.get("keeper") == before.get("keeper")
-    assert not [pid for pid in processes_with("24.57913") if alive(pid)]
+    assert not live_processes_with("24.57913")
     assert cgroup not in our_cgroups()
     assert server.client("run", "--", "sh", "-c", "exit 7").returncode == 7
 
@@ -116,7 +80,7 @@ def test_r2_what_a_killed_helper_leaves_is_swept(
 ) -> None:
     """Jobs with subtrees, some of them just starting, under load: nothing of them is left, and all are lost."""
     server = make_server(listen=free_address())
-    cgroup = own_cgroup(server)
+    cgroup = server.cgroup.name
     script = TREE.format(mark="28.28427")
     names = [server.detach("bash", "-c", script) for _ in range(3)]
     burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
@@ -129,28 +93,28 @@ def test_r2_what_a_killed_helper_leaves_is_swept(
         children = server.children()
         for victim in victims:
             os.kill(children[victim], signal.SIGKILL)
-        wait_until("a new helper starts jobs", lambda: works(server))
+        wait_until("a new helper starts jobs", lambda: server.runs_jobs())
     finally:
         burner.kill()
         burner.wait()
         for process in starting:
             process.wait(60)
-    assert {status(server, name)["reason"] for name in names} == {"lost"}
+    assert {server.job_status(name)["reason"] for name in names} == {"lost"}
     assert cgroup not in our_cgroups()
     for text in server.client("ls", "-q", "--state", "running").stdout.decode().split():  # of a start after the kill
         server.client("stop", "--stop-timeout", "0", text)
-    wait_until("no process is left", lambda: not [pid for pid in processes_with("28.28427") if alive(pid)])
+    wait_until("no process is left", lambda: not live_processes_with("28.28427"))
 
 
 def test_r2_all_is_killed_and_records_and_logs_are_there_after(make_server: Callable[..., Server]) -> None:
     """As after a power cut: supervisor, keeper, helper, api, all at once; the next start sweeps and knows."""
     server = make_server(listen=free_address())
-    cgroup = own_cgroup(server)
+    cgroup = server.cgroup.name
     old = server.detach("sh", "-c", "echo of old; exit 4")
     assert server.client("wait", old).returncode == 4
     name = server.detach("bash", "-c", TREE.format(mark="31.41592"))
     wait_until("the tree is there", lambda: len(processes_with("31.41592")) >= 20)
-    wait_until("its output too", lambda: status(server, name)["stdout_bytes"] == 3)
+    wait_until("its output too", lambda: server.job_status(name)["stdout_bytes"] == 3)
     assert server.process is not None
     pids = [server.process.pid, *server.children().values()]
     for pid in pids:
@@ -158,14 +122,14 @@ def test_r2_all_is_killed_and_records_and_logs_are_there_after(make_server: Call
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     server.process.wait()
-    wait_until("no process is left", lambda: not [pid for pid in processes_with("31.41592") if alive(pid)])
+    wait_until("no process is left", lambda: not live_processes_with("31.41592"))
     assert cgroup in our_cgroups()
     server.start()
-    assert (status(server, name)["state"], status(server, name)["reason"]) == ("failed", "lost")
+    assert (server.job_status(name)["state"], server.job_status(name)["reason"]) == ("failed", "lost")
     assert server.client("watch", name).stdout == b"up\n"
     assert server.client("watch", old).stdout == b"of old\n"
     assert cgroup not in our_cgroups()
-    assert works(server)
+    assert server.runs_jobs()
 
 
 def test_r2_a_helper_that_dies_again_and_again_ends_the_server(make_server: Callable[..., Server]) -> None:
@@ -184,8 +148,8 @@ def test_r2_a_helper_that_dies_again_and_again_ends_the_server(make_server: Call
     wait_until("the server gives up", gone)
     assert server.process.returncode == 1
     assert len(seen) >= 5  # more when one was killed before it had answered
-    assert "the root helper died 5 times in 60 s: giving up" in log(server)
-    assert "Traceback" not in log(server)
+    assert "the root helper died 5 times in 60 s: giving up" in server.log_text()
+    assert "Traceback" not in server.log_text()
 
 
 def test_r2_a_helper_that_ends_by_itself_is_not_started_again(server: Server) -> None:
@@ -193,7 +157,7 @@ def test_r2_a_helper_that_ends_by_itself_is_not_started_again(server: Server) ->
     assert server.process is not None
     os.kill(server.children()["helper"], signal.SIGTERM)
     assert server.process.wait(30) == 1
-    assert "ended by itself (exit status 0)" in log(server)
+    assert "ended by itself (exit status 0)" in server.log_text()
 
 
 def test_r2_the_keeper_has_nothing_and_ends_with_the_server(make_server: Callable[..., Server]) -> None:
@@ -208,7 +172,7 @@ def test_r2_the_keeper_has_nothing_and_ends_with_the_server(make_server: Callabl
     assert Path(f"/proc/{helper}/environ").read_bytes() == b""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(keeper, number)
-    assert works(server)
+    assert server.runs_jobs()
     assert server.process is not None
     server.process.kill()
     wait_until("all have ended", lambda: not alive(keeper) and not alive(helper))

@@ -13,9 +13,9 @@ import grpc
 import pytest
 from support.checkout import ROOT
 from support.processes import alive, processes_with
-from support.raw_client import ORIGINAL, SERVICE, Answer, Caller
+from support.raw_client import ORIGINAL, SERVICE, RawClient, Response
 from support.servers import Server, free_address
-from support.state_fixtures import listed, starts_noted
+from support.state_fixtures import list_jobs, pending_starts
 from support.wait import wait_until
 
 from telehandler.pb import telehandler_pb2 as pb
@@ -24,11 +24,11 @@ START = f"/{SERVICE}/StartJob"
 OK, EXISTS, INVALID = grpc.StatusCode.OK, grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.INVALID_ARGUMENT
 
 
-def start(caller: Caller, request_id: str, *argv: bytes, path: str = START, **fields: Any) -> Answer:
+def start(caller: RawClient, request_id: str, *argv: bytes, path: str = START, **fields: Any) -> Response:
     return caller.call(path, pb.StartJobRequest(argv=argv or [b"true"], request_id=request_id, **fields))
 
 
-def name_of(answer: Answer) -> str:
+def name_of(answer: Response) -> str:
     assert answer.code is OK, answer
     return pb.JobResponse.FromString(answer.bodies[0]).name
 
@@ -49,7 +49,7 @@ def stopped(pid: int) -> Iterator[None]:
 
 def asked(server: Server) -> bool:
     """Whether the api has noted one start, and what it asks waits in the socket of the stopped helper."""
-    return starts_noted(server) == 1 and received(server)
+    return pending_starts(server) == 1 and received(server)
 
 
 def received(server: Server) -> bool:
@@ -79,7 +79,7 @@ def own(make_server: Callable[..., Server]) -> Server:
 
 def test_r20_the_same_request_gets_the_first_ones_job(own: Server, ssl: Path) -> None:
     request_id = str(uuid.uuid4())
-    with Caller(own, ssl / "client") as owner, Caller(own, ssl / "bubba") as other:
+    with RawClient(own, ssl / "client") as owner, RawClient(own, ssl / "bubba") as other:
         env: dict[str, bytes] = {f"N{number}": b"x" for number in range(50)}  # a map has no order of its own
         first = name_of(start(owner, request_id, env=env))
         again = dict(reversed(list(env.items())))
@@ -97,20 +97,20 @@ def test_r20_the_same_request_gets_the_first_ones_job(own: Server, ssl: Path) ->
 
 def test_r20_another_request_with_the_id_is_refused(own: Server, ssl: Path) -> None:
     request_id = str(uuid.uuid4())
-    with Caller(own, ssl / "client") as owner:
+    with RawClient(own, ssl / "client") as owner:
         first = name_of(start(owner, request_id, b"true"))
         answer = start(owner, request_id, b"false")
         assert (answer.code, answer.bodies) == (EXISTS, [])
         assert first in answer.details
         assert start(owner, request_id, b"true", limits=pb.Limits(pids=9)).code is EXISTS
-        assert len([job for job in listed(own) if job["name"] == first]) == 1
+        assert len([job for job in list_jobs(own) if job["name"] == first]) == 1
 
 
 @pytest.mark.parametrize(
     "request_id", ["1", "x" * 36, "0" * 32, str(uuid.UUID(int=0)), f"{{{uuid.uuid4()}}}", uuid.uuid4().hex, "\0" * 36]
 )
 def test_r20_what_is_no_uuid_is_refused(own: Server, ssl: Path, request_id: str) -> None:
-    with Caller(own, ssl / "client") as owner:
+    with RawClient(own, ssl / "client") as owner:
         for validate_only in (False, True):
             answer = start(owner, request_id, validate_only=validate_only)
             assert answer.code is INVALID
@@ -119,7 +119,7 @@ def test_r20_what_is_no_uuid_is_refused(own: Server, ssl: Path, request_id: str)
 
 def test_r20_an_id_goes_with_its_job_and_a_start_that_failed_has_none(own: Server, ssl: Path) -> None:
     request_id = str(uuid.uuid4())
-    with Caller(own, ssl / "client") as owner:
+    with RawClient(own, ssl / "client") as owner:
         assert start(owner, request_id, validate_only=True).code is OK
         for _ in range(2):
             assert start(owner, request_id, b"/no/such").code is grpc.StatusCode.FAILED_PRECONDITION
@@ -131,12 +131,12 @@ def test_r20_an_id_goes_with_its_job_and_a_start_that_failed_has_none(own: Serve
 
 def test_r20_many_at_once_while_the_first_is_starting(own: Server, ssl: Path) -> None:
     request = pb.StartJobRequest(argv=[b"sleep", b"22.36067"], request_id=str(uuid.uuid4()))
-    with Caller(own, ssl / "client") as owner, Caller(own, ssl / "client") as second:
+    with RawClient(own, ssl / "client") as owner, RawClient(own, ssl / "client") as second:
         with stopped(own.children()["helper"]):
-            calls = [caller.begin(START, request) for caller in (owner, second) for _ in range(5)]
+            calls = [caller.start_call(START, request) for caller in (owner, second) for _ in range(5)]
             wait_until("the helper is asked", lambda: asked(own))
             request.argv[1] = b"1"
-            different = second.begin(START, request)
+            different = second.start_call(START, request)
         names = {pb.JobResponse.FromString(body).name for call in calls for body in call}
         assert len(names) == 1
         assert different.code() is EXISTS
@@ -146,23 +146,23 @@ def test_r20_many_at_once_while_the_first_is_starting(own: Server, ssl: Path) ->
 
 def test_r20_a_client_that_dies_before_the_answer(own: Server, ssl: Path) -> None:
     request = pb.StartJobRequest(argv=[b"sleep", b"24.49489"], request_id=str(uuid.uuid4()))
-    before = own.log.read_text()
+    before = own.log_text()
     with stopped(own.children()["helper"]):
-        client = Caller(own, ssl / "client")
-        call = client.begin(START, request)
+        client = RawClient(own, ssl / "client")
+        call = client.start_call(START, request)
         wait_until("the helper is asked", lambda: asked(own))
         client.channel.close()
         assert call.code() is grpc.StatusCode.CANCELLED
-        with Caller(own, ssl / "client") as owner:  # the api has seen the other go
+        with RawClient(own, ssl / "client") as owner:  # the api has seen the other go
             assert owner.call(START, b"\xff").code is not OK
     wait_until("the job runs", lambda: sleeping("24.49489"))
     (pid,) = sleeping("24.49489")
-    with Caller(own, ssl / "client") as owner:
+    with RawClient(own, ssl / "client") as owner:
         first = name_of(owner.call(START, request))
         assert sleeping("24.49489") == [pid]
-        assert [job["name"] for job in listed(own, "--state", "running")] == [first]
+        assert [job["name"] for job in list_jobs(own, "--state", "running")] == [first]
         owner.call(f"/{SERVICE}/DeleteJob", pb.DeleteJobRequest(name=first, force=True))
-    assert own.log.read_text() == before
+    assert own.log_text() == before
 
 
 def run_detached(server: Server, seconds: str) -> "subprocess.Popen[bytes]":
@@ -177,7 +177,7 @@ def finished(server: Server, client: "subprocess.Popen[bytes]") -> str:
     assert client.returncode == 0, errors
     assert b"the start is not confirmed; asking again in" in errors
     name = output.decode().strip()
-    assert [job["name"] for job in listed(server, "--state", "running")] == [name]
+    assert [job["name"] for job in list_jobs(server, "--state", "running")] == [name]
     return name
 
 
@@ -213,16 +213,16 @@ def test_r20_the_api_dies_before_the_job_runs(own: Server) -> None:
         wait_until("it waits for the helper", lambda: idle(own.children()["api"]))
     name = finished(own, client)
     assert len(sleeping("28.28427")) == 1
-    assert starts_noted(own) == 0
+    assert pending_starts(own) == 0
     assert own.client("rm", "-f", name).returncode == 0
 
 
 def test_r20_without_an_id_a_job_that_nobody_knows_of_is_ended(own: Server, ssl: Path) -> None:
     """As the original's client asks: it cannot ask again, so the job must not run on unseen."""
     api, helper = (own.children()[name] for name in ("api", "helper"))
-    with Caller(own, ssl / "client") as owner:
+    with RawClient(own, ssl / "client") as owner:
         with stopped(helper):
-            call = owner.begin(START, pb.StartJobRequest(argv=[b"sleep", b"30.00001"], working_directory="/"))
+            call = owner.start_call(START, pb.StartJobRequest(argv=[b"sleep", b"30.00001"], working_directory="/"))
             wait_until("the api waits", lambda: received(own))
             os.kill(api, signal.SIGSTOP)
         wait_until("the job runs", lambda: sleeping("30.00001"))
@@ -230,16 +230,16 @@ def test_r20_without_an_id_a_job_that_nobody_knows_of_is_ended(own: Server, ssl:
         end_api(own)
         assert call.code() is grpc.StatusCode.UNAVAILABLE
     wait_until("the job has ended", lambda: not sleeping("30.00001"))
-    assert not listed(own, "--state", "running")
+    assert not list_jobs(own, "--state", "running")
 
 
 def test_r20_an_id_is_known_to_the_next_api(own: Server, ssl: Path) -> None:
     request_id = str(uuid.uuid4())
-    with Caller(own, ssl / "client") as owner:
+    with RawClient(own, ssl / "client") as owner:
         first = name_of(start(owner, request_id))
     end_api(own)
     wait_until("a new api answers", lambda: own.client("ls").returncode == 0)
-    with Caller(own, ssl / "client") as owner:
+    with RawClient(own, ssl / "client") as owner:
         assert name_of(start(owner, request_id)) == first
         assert start(owner, request_id, b"false").code is EXISTS
 

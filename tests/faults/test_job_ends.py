@@ -1,7 +1,6 @@
 """R9 to R13: the tail of the output, closed outputs, execs that fail, cgroups that are not empty, orphans, pids."""
 
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -12,8 +11,8 @@ from pathlib import Path
 import pytest
 from support.helper_driver import Helper, read_line
 from support.policies import policy_text, write_policy
-from support.process_usage import cpu_ticks, held
-from support.processes import alive, processes_with
+from support.process_usage import cpu_ticks, process_usage
+from support.processes import live_processes_with
 from support.servers import Server
 from support.wait import wait_until
 
@@ -35,7 +34,7 @@ def test_r9_a_grandchild_that_holds_the_pipe_is_ended_and_the_tail_is_kept(serve
     done = server.client("run", "--", "bash", "-c", script)
     assert done.returncode == 5
     assert done.stdout.split() == [b"%d" % number for number in range(1, 100_001)]
-    assert not [pid for pid in processes_with(mark) if alive(pid)]
+    assert not live_processes_with(mark)
 
 
 # R10
@@ -50,7 +49,7 @@ def test_r10_a_job_that_closes_its_outputs_runs_on_and_costs_nothing(make_server
         "python3", "-ISc", "import os, time; os.write(1, b'up'); os.close(1); os.close(2); time.sleep(1000)"
     )
     wait_until("both are closed", lambda: _open_pipes(pids["api"]) == 0)
-    assert _status(server, name)["state"] == "running"
+    assert server.job_status(name)["state"] == "running"
     spent = _spent(pids)
     for process, ticks in spent.items():
         assert ticks <= alone[process] + IDLE_S * 10, (process, "a busy loop")  # a tenth of the time
@@ -78,11 +77,6 @@ def test_r10_the_last_bytes_come_before_the_end(server: Server) -> None:
     for size, end in ((1, "exit 0"), (65_536, "exit 0"), (1_048_576, "kill -KILL $$"), (3_000_000, "kill -SEGV $$")):
         done = server.client("run", "--", "sh", "-c", f"head -c {size} /dev/zero; echo tail; {end}")
         assert done.stdout == bytes(size) + b"tail\n"
-
-
-def _status(server: Server, name: str) -> dict[str, object]:
-    fields: dict[str, object] = json.loads(server.client("status", "-o", "json", name).stdout)
-    return fields
 
 
 # R11
@@ -124,11 +118,11 @@ FAILURES = [
 def test_r11_an_exec_that_fails_is_an_error_of_its_own(programs: Path, argv: list[str], number: int, code: int) -> None:
     """Never an exit code of the job's; the helper is as before."""
     with Helper(programs) as helper:
-        before = held(helper.process.pid)
+        before = process_usage(helper.process.pid)
         for _ in range(3):
-            stage, found, text = helper.refused(*argv)
+            stage, found, text = helper.start_error(*argv)
             assert (stage, found, os.strerror(number) in text) == (Stage.EXEC, number, True)
-        assert held(helper.process.pid) == before
+        assert process_usage(helper.process.pid) == before
         assert not list(helper.cgroup.glob("job-*"))
 
 
@@ -163,7 +157,7 @@ def test_r12_cgroups_below_a_jobs_go_deepest_first(policy: Path) -> None:
             (path / name).mkdir()
         with subprocess.Popen(["sleep", "1000"]) as stranger:
             (path / "a/b/c/cgroup.procs").write_text(str(stranger.pid))
-            assert helper.ask(Type.SIGNAL, handle=job.handle, signal=signal.SIGTERM).type is Type.DONE
+            assert helper.request(Type.SIGNAL, handle=job.handle, signal=signal.SIGTERM).type is Type.DONE
             assert helper.finish(job).facts["signal"] == signal.SIGTERM
             assert stranger.wait(10) == -signal.SIGKILL
         assert not path.exists()
@@ -183,8 +177,8 @@ def test_r12_a_cgroup_that_is_not_empty_is_waited_for_by_event(policy: Path, pla
             with subprocess.Popen(["sleep", "1000"]) as stranger:
                 (path / "cgroup.procs").write_text(str(stranger.pid))
                 (path / "cgroup.freeze").write_text("1")
-                assert helper.ask(Type.SIGNAL, handle=other.handle, signal=signal.SIGTERM).type is Type.DONE
-                assert helper.ask(Type.KILL, handle=job.handle).type is Type.DONE
+                assert helper.request(Type.SIGNAL, handle=other.handle, signal=signal.SIGTERM).type is Type.DONE
+                assert helper.request(Type.KILL, handle=job.handle).type is Type.DONE
                 assert helper.finish(job).facts["killed"] == 1
                 assert stranger.wait(10) == -signal.SIGKILL
             assert not path.exists()
@@ -220,10 +214,10 @@ while time.monotonic() < end:
 print(len(left), flush=True)
 """
     with Helper(policy) as helper:
-        before = held(helper.process.pid)
+        before = process_usage(helper.process.pid)
         ended = helper.run("/usr/bin/python3", "-ISc", code)
         assert (ended.stdout, ended.stderr, ended.facts["exit_code"]) == (b"0\n", b"", 0)
-        assert held(helper.process.pid) == before
+        assert process_usage(helper.process.pid) == before
 
 
 def test_r13_children_of_the_helper_are_reaped_once_and_at_once(policy: Path) -> None:
@@ -237,11 +231,11 @@ def test_r13_children_of_the_helper_are_reaped_once_and_at_once(policy: Path) ->
         try:
             for pid in mains:
                 os.kill(pid, signal.SIGTERM)
-            wait_until("all have ended", lambda: held(helper.process.pid).zombies == 20)
+            wait_until("all have ended", lambda: process_usage(helper.process.pid).zombies == 20)
         finally:
             helper.process.send_signal(signal.SIGCONT)
         assert [helper.finish(job).facts["exit_code"] for job in jobs] == list(range(20))
-        assert held(helper.process.pid).children == 0
+        assert process_usage(helper.process.pid).children == 0
 
 
 def test_r13_a_pid_that_is_used_again_is_not_hit(policy: Path) -> None:
@@ -252,7 +246,7 @@ def test_r13_a_pid_that_is_used_again_is_not_hit(policy: Path) -> None:
         assert facts["exit_code"] == 0
         # Ended, not released: its pid is free for others. Neither verb may reach whoever has it now.
         for kind, fields in ((Type.SIGNAL, {"signal": 9}), (Type.KILL, {})):
-            message = helper.ask(kind, handle=job.handle, **fields)
+            message = helper.request(kind, handle=job.handle, **fields)
             assert (message.type, message.fields["stage"]) == (Type.ERROR, Stage.NO_SUCH_JOB)
         fds = {os.readlink(path) for path in Path(f"/proc/{helper.process.pid}/fd").iterdir()}
         assert "anon_inode:[pidfd]" not in fds

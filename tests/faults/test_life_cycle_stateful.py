@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from support.processes import alive
-from support.raw_client import SERVICE, Answer, Caller
+from support.raw_client import SERVICE, RawClient, Response
 from support.servers import Server, free_address
 from support.wait import wait_until
 
@@ -108,13 +108,13 @@ class LifeCycle(RuleBasedStateMachine):
         self.connect()
 
     def connect(self) -> None:
-        self.caller = Caller(self.server, self.server.ssl / "client")
+        self.caller = RawClient(self.server, self.server.ssl / "client")
 
-    def ask(self, request: Message, **options: Any) -> Answer:
+    def ask(self, request: Message, **options: Any) -> Response:
         name = type(request).__name__.removesuffix("Request")
         return self.caller.call(f"/{SERVICE}/{name}", request, **options)
 
-    def expect(self, request: Message, *codes: grpc.StatusCode) -> Answer:
+    def expect(self, request: Message, *codes: grpc.StatusCode) -> Response:
         answer = self.ask(request)
         assert answer.code in codes, f"{type(request).__name__}: {answer.code} {answer.details}, not {codes}"
         return answer

@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support.cgroups import cgroup_root
 from support.helper_driver import Helper
 from support.policies import policy_text, write_policy
-from support.process_usage import Held, held, rss_bytes
-from support.raw_client import SERVICE, Caller
+from support.process_usage import ProcessUsage, process_usage, rss_bytes
+from support.raw_client import SERVICE, RawClient
 from support.servers import Server
 from support.wait import wait_until
 
@@ -40,14 +39,14 @@ def test_r6_many_short_jobs_leave_nothing_in_the_helper(wide_policy: Path) -> No
         pid = helper.process.pid
         for _ in range(50):
             helper.run("true")
-        before, size = held(pid), rss_bytes(pid)
+        before, size = process_usage(pid), rss_bytes(pid)
         for number in range(SHORT_JOBS):
             job = helper.start("true" if number % 7 else "false")
             assert helper.exited(job)["exit_code"] == (0 if number % 7 else 1)
-            assert helper.ask(Type.RELEASE, handle=job.handle).type is Type.DONE
+            assert helper.request(Type.RELEASE, handle=job.handle).type is Type.DONE
             helper.events.clear()
             job.close()
-        assert held(pid) == before
+        assert process_usage(pid) == before
         assert rss_bytes(pid) - size < MAX_HELPER_GROWTH
         assert not list(helper.cgroup.glob("job-*"))
 
@@ -56,17 +55,17 @@ def test_r6_many_at_once_leave_nothing_in_the_helper(wide_policy: Path) -> None:
     with Helper(wide_policy) as helper:
         pid = helper.process.pid
         helper.run("true")
-        before = held(pid)
+        before = process_usage(pid)
         jobs = [helper.start("sleep", "1000") for _ in range(AT_ONCE)]
         assert len(list(helper.cgroup.glob("job-*"))) == AT_ONCE
-        assert held(pid).children == AT_ONCE
+        assert process_usage(pid).children == AT_ONCE
         for job in jobs:
-            assert helper.ask(Type.KILL, handle=job.handle).type is Type.DONE
+            assert helper.request(Type.KILL, handle=job.handle).type is Type.DONE
         for job in jobs:  # not finish: select takes no fd from 1024 up
             assert helper.exited(job)["killed"] == 1
-            assert helper.ask(Type.RELEASE, handle=job.handle).type is Type.DONE
+            assert helper.request(Type.RELEASE, handle=job.handle).type is Type.DONE
             job.close()
-        assert held(pid) == before
+        assert process_usage(pid) == before
         assert not list(helper.cgroup.glob("job-*"))
 
 
@@ -74,9 +73,9 @@ def test_r6_many_jobs_leave_nothing_in_the_server(make_server: Callable[..., Ser
     """Short ones one after the other, from several users' threads; then as many as there may be at once."""
     server = make_server(policy=wide_policy, options=("--keep-jobs", str(KEPT), "--max-calls-per-user", "4096"))
     pids = server.children()
-    with Caller(server, server.ssl / "client") as caller, ThreadPoolExecutor(8) as pool:
+    with RawClient(server, server.ssl / "client") as caller, ThreadPoolExecutor(8) as pool:
         _short(caller, pool, 100)
-        before = {name: held(pid) for name, pid in pids.items()}
+        before = {name: process_usage(pid) for name, pid in pids.items()}
         sizes = {name: rss_bytes(pid) for name, pid in pids.items()}
         _short(caller, pool, SERVED_JOBS)
         _nothing_left(server, before)
@@ -86,7 +85,7 @@ def test_r6_many_jobs_leave_nothing_in_the_server(make_server: Callable[..., Ser
             sizes = {name: rss_bytes(pid) for name, pid in pids.items()}
             names = list(pool.map(lambda _: caller.start("sleep", "1000").name, range(AT_ONCE)))
             assert len(_cgroups(server)) == AT_ONCE
-            assert {held(pid).zombies for pid in pids.values()} == {0}
+            assert {process_usage(pid).zombies for pid in pids.values()} == {0}
             for answer in pool.map(lambda name: _stop(caller, name), names):
                 assert answer == "OK"
             _nothing_left(server, before)
@@ -95,7 +94,7 @@ def test_r6_many_jobs_leave_nothing_in_the_server(make_server: Callable[..., Ser
     assert server.stop() == 0
 
 
-def _short(caller: Caller, pool: ThreadPoolExecutor, count: int) -> None:
+def _short(caller: RawClient, pool: ThreadPoolExecutor, count: int) -> None:
     def one(number: int) -> int:
         name = caller.start("sh", "-c", f"echo {number}; exit {number % 5}").name
         answer = caller.call(f"/{SERVICE}/GetJobStatus", pb.GetJobStatusRequest(name=name, wait=True))
@@ -105,17 +104,17 @@ def _short(caller: Caller, pool: ThreadPoolExecutor, count: int) -> None:
     assert list(pool.map(one, range(count))) == [number % 5 for number in range(count)]
 
 
-def _stop(caller: Caller, name: str) -> str:
+def _stop(caller: RawClient, name: str) -> str:
     request = pb.StopJobRequest(name=name)
     request.grace.seconds = 0
     return caller.call(f"/{SERVICE}/StopJob", request).code.name
 
 
 def _cgroups(server: Server) -> list[Path]:
-    return list(cgroup_root().glob(f"telehandler.{server.children()['helper']}/job-*"))
+    return list(server.cgroup.glob("job-*"))
 
 
-def _nothing_left(server: Server, before: dict[str, Held]) -> None:
+def _nothing_left(server: Server, before: dict[str, ProcessUsage]) -> None:
     wait_until("only so many are kept", lambda: len(list((server.state / "jobs").iterdir())) == KEPT)
     wait_until("no cgroup is left", lambda: not _cgroups(server))
     for name, pid in server.children().items():
@@ -129,7 +128,7 @@ def _not_grown(server: Server, sizes: dict[str, int]) -> None:
     assert growth["helper"] < MAX_HELPER_GROWTH
 
 
-def _no_more(pid: int, before: Held) -> bool:
-    now = held(pid)
+def _no_more(pid: int, before: ProcessUsage) -> bool:
+    now = process_usage(pid)
     # grpc and asyncio keep threads that they made, up to a bound of their own.
     return now._replace(threads=0) == before._replace(threads=0) and now.threads < before.threads + 16

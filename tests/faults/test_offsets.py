@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from support.raw_client import SERVICE, Answer, Caller
+from support.raw_client import SERVICE, RawClient, Response
 from support.servers import Server
 from support.wait import wait_until
 
@@ -23,8 +23,8 @@ HUGE = [1 << 31, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1]
 
 
 @pytest.fixture(scope="module")
-def owner(server: Server) -> Iterator[Caller]:
-    with Caller(server, server.ssl / "client") as owner:
+def owner(server: Server) -> Iterator[RawClient]:
+    with RawClient(server, server.ssl / "client") as owner:
         yield owner
 
 
@@ -57,23 +57,23 @@ def live(server: Server) -> Iterator[str]:
     server.client("rm", "-f", name)
 
 
-def ask(owner: Caller, name: str, **wish: Any) -> Answer:
+def ask(owner: RawClient, name: str, **wish: Any) -> Response:
     return owner.call(f"/{SERVICE}/WatchJobOutput", pb.WatchJobOutputRequest(name=name, **wish))
 
 
-def data(answer: Answer) -> bytes:
+def data(answer: Response) -> bytes:
     assert answer.code is OK, answer
     return b"".join(pb.JobOutput.FromString(body).data for body in answer.bodies)
 
 
-def test_r18_any_offset_within_the_output(server: Server, owner: Caller, job: str, whole: bytes) -> None:
+def test_r18_any_offset_within_the_output(server: Server, owner: RawClient, job: str, whole: bytes) -> None:
     assert len(whole) > 3000
     for offset in (0, 1, 777, len(whole) - 1, len(whole)):
         assert server.client("watch", "--raw", "--offset", str(offset), job).stdout == whole[offset:]
         assert data(ask(owner, job, offset=offset)) == whole[offset:]
 
 
-def test_r18_past_the_end_of_a_job_that_has_ended(server: Server, owner: Caller, job: str, whole: bytes) -> None:
+def test_r18_past_the_end_of_a_job_that_has_ended(server: Server, owner: RawClient, job: str, whole: bytes) -> None:
     for offset in (len(whole) + 1, *HUGE):
         text = f"offset {offset} is beyond the output, which has {len(whole)} bytes"
         for no_follow in (False, True):
@@ -84,7 +84,7 @@ def test_r18_past_the_end_of_a_job_that_has_ended(server: Server, owner: Caller,
         assert done.stderr == f"telehandler: {text}\n".encode()
 
 
-def test_r18_past_the_end_of_a_job_that_runs(server: Server, owner: Caller, live: str) -> None:
+def test_r18_past_the_end_of_a_job_that_runs(server: Server, owner: RawClient, live: str) -> None:
     for offset in (6, *HUGE):
         answer = ask(owner, live, offset=offset)
         text = f"offset {offset} is beyond the output, which has 5 bytes so far"
@@ -103,7 +103,7 @@ def test_r18_what_is_no_offset(server: Server, job: str, offset: str) -> None:
     assert b"Traceback" not in done.stderr
 
 
-def test_r18_a_negative_number_on_the_wire_is_a_huge_one(owner: Caller, job: str) -> None:
+def test_r18_a_negative_number_on_the_wire_is_a_huge_one(owner: RawClient, job: str) -> None:
     """-1 as a varint of ten bytes, which a client in another language may send for field 16."""
     body = pb.WatchJobOutputRequest(name=job).SerializeToString() + b"\x80\x01" + b"\xff" * 9 + b"\x01"
     answer = owner.call(f"/{SERVICE}/WatchJobOutput", body)
@@ -111,7 +111,7 @@ def test_r18_a_negative_number_on_the_wire_is_a_huge_one(owner: Caller, job: str
     assert answer.details.startswith(f"offset {(1 << 64) - 1} is beyond")
 
 
-def test_r18_the_last_lines(server: Server, owner: Caller, job: str, whole: bytes, live: str) -> None:
+def test_r18_the_last_lines(server: Server, owner: RawClient, job: str, whole: bytes, live: str) -> None:
     lines = whole.splitlines(keepends=True)
     for count in (0, 1, 2, 5, len(lines) - 1, len(lines), len(lines) + 1, 1000, bounds.MAX_TAIL_LINES):
         expected = b"".join(lines[-count:]) if count else b""
@@ -124,7 +124,7 @@ def test_r18_the_last_lines(server: Server, owner: Caller, job: str, whole: byte
         assert (answer.code, answer.details) == (INVALID, f"at most the last {bounds.MAX_TAIL_LINES} lines")
 
 
-def test_r18_the_last_lines_of_a_job_without_output(server: Server, owner: Caller) -> None:
+def test_r18_the_last_lines_of_a_job_without_output(server: Server, owner: RawClient) -> None:
     name = _ended(server, "true")
     for count in (0, 1, 1000):
         assert data(ask(owner, name, tail_lines=count)) == b""
@@ -139,7 +139,7 @@ def test_r18_the_last_lines_of_one_stream(server: Server, job: str) -> None:
     assert (done.stdout, done.stderr) == (b"out 300\nno newline", b"")
 
 
-def test_r18_what_is_evicted_is_a_gap(server: Server, owner: Caller) -> None:
+def test_r18_what_is_evicted_is_a_gap(server: Server, owner: RawClient) -> None:
     command = ["bash", "-c", "seq 1 400000"]
     done = server.client("run", "-d", "--log-max-size", "256k", "--log-policy", "drop-oldest", "--", *command)
     name = done.stdout.decode().strip()
@@ -175,13 +175,13 @@ def test_r18_what_is_evicted_is_a_gap(server: Server, owner: Caller) -> None:
     ],
     ids=str,
 )
-def test_r18_what_cannot_be_wished_for(owner: Caller, job: str, wish: dict[str, Any], text: str) -> None:
+def test_r18_what_cannot_be_wished_for(owner: RawClient, job: str, wish: dict[str, Any], text: str) -> None:
     answer = ask(owner, job, **wish)
     assert (answer.code, answer.bodies) == (INVALID, [])
     assert text in answer.details
 
 
-def test_r18_times_at_their_bounds(owner: Caller, job: str, whole: bytes) -> None:
+def test_r18_times_at_their_bounds(owner: RawClient, job: str, whole: bytes) -> None:
     last = {"seconds": 253_402_300_799, "nanos": 999_999_999}  # of the year 9999
     first = {"seconds": -62_135_596_800}
     assert data(ask(owner, job, since=last)) == data(ask(owner, job, until=first)) == b""
@@ -189,7 +189,7 @@ def test_r18_times_at_their_bounds(owner: Caller, job: str, whole: bytes) -> Non
 
 
 def test_r18_a_job_that_is_unknown_removed_or_no_name(
-    server: Server, owner: Caller, make_server: Callable[..., Server]
+    server: Server, owner: RawClient, make_server: Callable[..., Server]
 ) -> None:
     removed = _ended(server, "true")
     assert server.client("rm", removed).returncode == 0
@@ -203,7 +203,7 @@ def test_r18_a_job_that_is_unknown_removed_or_no_name(
         assert ask(owner, name).code is INVALID
 
 
-def test_r18_a_finished_job_tells_its_end_from_any_offset(server: Server, owner: Caller) -> None:
+def test_r18_a_finished_job_tells_its_end_from_any_offset(server: Server, owner: RawClient) -> None:
     name = server.detach("sh", "-c", "echo out; kill -9 $$")
     assert server.client("wait", name).returncode == 128 + signal.SIGKILL
     for wish in ({}, {"offset": 4}, {"tail_lines": 0}, {"no_follow": True}):

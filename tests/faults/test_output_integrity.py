@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from support.process_usage import rss_bytes
-from support.raw_client import SERVICE, Caller
+from support.raw_client import SERVICE, RawClient
 from support.servers import Server
 from support.wait import wait_until
 
@@ -70,8 +70,8 @@ class Watcher(threading.Thread):
     def run(self) -> None:
         try:
             wait_until("it is time to join", self._after, 300)
-            with Caller(self._server, self._server.ssl / "client") as caller:
-                for body in caller.begin(f"/{SERVICE}/WatchJobOutput", self._request, timeout=3600):
+            with RawClient(self._server, self._server.ssl / "client") as caller:
+                for body in caller.start_call(f"/{SERVICE}/WatchJobOutput", self._request, timeout=3600):
                     output = pb.JobOutput.FromString(body)
                     unpack(output)
                     assert (output.offset, output.gap_bytes) == (self.end, 0)
@@ -92,7 +92,7 @@ def test_r17_every_watcher_gets_every_byte(server: Server, kind: str) -> None:
     print(f"random.seed({seed})", file=sys.stderr)
     chance = random.Random(seed)
     api = server.children()["api"]
-    with Caller(server, server.ssl / "client") as caller:
+    with RawClient(server, server.ssl / "client") as caller:
         before = rss_bytes(api)
         name = caller.start(*PYTHON, PRELUDE + JOBS[kind] + AFTER).name
         path = server.state / "jobs" / name.rpartition("/")[2] / "output"
@@ -135,7 +135,7 @@ def test_r17_every_watcher_gets_every_byte(server: Server, kind: str) -> None:
                 assert late.order.digest() == hashlib.sha256(file.read()).digest()
 
 
-def _status(caller: Caller, name: str) -> pb.JobStatus:
+def _status(caller: RawClient, name: str) -> pb.JobStatus:
     answer = caller.call(f"/{SERVICE}/GetJobStatus", pb.GetJobStatusRequest(name=name))
     return pb.JobStatus.FromString(answer.bodies[0])
 

@@ -7,7 +7,6 @@ old kernel behaves cannot be simulated here.
 import json
 import shlex
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from support.cgroups import cgroup_root
 from support.checkout import ROOT
 from support.command_line import COMMAND
 from support.policies import write_policy
+from support.servers import Server
 
 from telehandler.supervisor.prerequisites import LEAST_KERNEL
 
@@ -71,22 +71,8 @@ def test_r21_check_names_what_is_missing(policy: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", MISSING)
 def test_r21_starting_names_it_too(policy: Path, ssl: Path, place: Path, kind: str, verb: str) -> None:
     how, _, text, remedy = MISSING[kind]
-    files = [
-        word
-        for flag, file in (("-c", "server"), ("-k", "server-key"), ("--root", "root"))
-        for word in (flag, str(ssl / f"{file}.pem"))
-    ]
     arguments = {
-        "server": [
-            "server",
-            "-l",
-            "127.0.0.1:0",
-            "--state-dir",
-            str(place / "r21"),
-            *files,
-            "--helper-policy",
-            str(policy),
-        ],
+        "server": Server(place, ssl, policy).server_arguments(),
         "local": ["local", "--helper-policy", str(policy), "--", "true"],
     }
     done = run(how, *arguments[verb])
@@ -94,17 +80,6 @@ def test_r21_starting_names_it_too(policy: Path, ssl: Path, place: Path, kind: s
     assert done.stderr.count("\n") == 1
     assert text in done.stderr
     assert remedy in done.stderr
-
-
-@pytest.fixture
-def bare_cgroup() -> Iterator[Path]:
-    """A cgroup without any controller, whatever this machine has: its parent hands none on."""
-    parent = cgroup_root() / "r21-parent"
-    path = parent / "bare"
-    path.mkdir(parents=True)
-    yield path
-    path.rmdir()
-    parent.rmdir()
 
 
 @pytest.mark.parametrize("absent", ["io", "all"])

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.cgroups import cgroup_root
 from support.library_client import client_of
 from support.processes import alive
 from support.servers import Server, free_address
@@ -108,7 +107,7 @@ def test_r8_stops_race_exits_and_one_state_is_final(clients: tuple[Server, list[
     kill_api_of(server, made, names[0])
     after = {name: made[0].status(name).SerializeToString(deterministic=True) for name in names}
     assert after == states  # and for the next api
-    own = cgroup_root() / f"telehandler.{server.children()['helper']}"
+    own = server.cgroup
     wait_until("the helper has forgotten all", lambda: not list(own.glob("job-*")))
 
 
@@ -137,5 +136,5 @@ def test_r8_removals_race_stops_and_exits(clients: tuple[Server, list[Client]]) 
         assert attempt(lambda name=name: made[0].status(name)) == "no such job, or not yours"  # type: ignore[misc]
     wait_until("the files are gone", lambda: not list((server.state / "jobs").iterdir()))
     assert server.children()["api"] == api
-    said = [line for line in server.log.read_text().splitlines() if "cannot be read by the server's user" not in line]
+    said = [line for line in server.log_text().splitlines() if "cannot be read by the server's user" not in line]
     assert [line for line in said if not line.startswith("telehandler: listening")] == []

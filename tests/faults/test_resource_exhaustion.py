@@ -12,10 +12,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support.cgroups import cgroup_root
 from support.helper_driver import TAG, Helper, read_line
-from support.process_usage import cpu_ticks, held, highest_fd, limit_fds
-from support.raw_client import Caller
+from support.process_usage import cpu_ticks, highest_fd, limit_fds, process_usage
+from support.raw_client import RawClient
 from support.servers import Server, free_address
 from support.syscall_faults import Tracer
 from support.wait import wait_until
@@ -33,14 +32,14 @@ def test_r15_the_helper_is_out_of_fds(policy: Path) -> None:
     with Helper(policy) as helper:
         pid = helper.process.pid
         helper.run("true")
-        before = held(pid)
+        before = process_usage(pid)
         refusals = set()
         for free in range(16):
             old = helper.start("sh", "-c", "echo up; exec sleep 1000")
             other = helper.start("sh", "-c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.01; done")
             assert read_line(other.stdout) == b"up\n"
             limit_fds(pid, highest_fd(pid) + 1 + free)
-            message, fds = helper.ask_start("true")
+            message, fds = helper.request_start("true")
             if message.type is Type.ERROR:
                 refusals.add((Stage(message.fields["stage"]), message.fields["errno"]))
             else:
@@ -48,13 +47,13 @@ def test_r15_the_helper_is_out_of_fds(policy: Path) -> None:
                     os.close(fd)
                 handle = message.fields["handle"]
                 wait_until("it has ended", lambda handle=handle: _released(helper, handle))  # type: ignore[misc]
-            assert helper.ask(Type.KILL, handle=old.handle).type is Type.DONE
+            assert helper.request(Type.KILL, handle=old.handle).type is Type.DONE
             assert helper.finish(old).facts["killed"] == 1
-            assert helper.ask(Type.SIGNAL, handle=other.handle, signal=15).type is Type.DONE
+            assert helper.request(Type.SIGNAL, handle=other.handle, signal=15).type is Type.DONE
             assert helper.finish(other).facts["exit_code"] == 5
             limit_fds(pid, None)
             assert helper.run("echo", "again").stdout == b"again\n"
-            assert held(pid) == before
+            assert process_usage(pid) == before
             assert not list(helper.cgroup.glob("job-*"))
         assert {number for _, number in refusals} == {errno.EMFILE}
         assert {stage for stage, _ in refusals} <= {Stage.CGROUP, Stage.CLONE}
@@ -65,7 +64,7 @@ def _released(helper: Helper, handle: int) -> bool:
         message, _ = helper.receive()
         assert message.type is Type.EXITED
         helper.events.append(message)
-    return helper.ask(Type.RELEASE, handle=handle).type is Type.DONE
+    return helper.request(Type.RELEASE, handle=handle).type is Type.DONE
 
 
 def test_r15_a_kill_takes_no_fd_and_the_end_is_told_once_there_is_one(policy: Path) -> None:
@@ -73,9 +72,9 @@ def test_r15_a_kill_takes_no_fd_and_the_end_is_told_once_there_is_one(policy: Pa
     with Helper(policy) as helper:
         job = helper.start("sleep", "1000")
         limit_fds(helper.process.pid, 3)
-        assert helper.ask(Type.KILL, handle=job.handle).type is Type.DONE
+        assert helper.request(Type.KILL, handle=job.handle).type is Type.DONE
         wait_until("it is dead", lambda: not helper.host_pids(job))
-        assert helper.refused("true")[:2] == (Stage.CGROUP, errno.EMFILE)
+        assert helper.start_error("true")[:2] == (Stage.CGROUP, errno.EMFILE)
         limit_fds(helper.process.pid, None)
         assert helper.finish(job).facts["killed"] == 1
         assert not list(helper.cgroup.glob("job-*"))
@@ -123,7 +122,7 @@ def test_r15_a_call_of_the_helper_fails_once(policy: Path, call: str, error: int
     }  # fmt: skip
     with Helper(policy) as helper:
         tracer = Tracer(helper)
-        before = held(helper.process.pid)
+        before = process_usage(helper.process.pid)
         tracer.watch(("helper", call, error))
         helper.send(Type.START, 7, **fields)
         _one_life(tracer, helper, (stage, error) if stage else None)
@@ -131,7 +130,7 @@ def test_r15_a_call_of_the_helper_fails_once(policy: Path, call: str, error: int
         tracer.let_go()
         helper.send(Type.START, 7, **fields)
         _one_life(tracer, helper, None)
-        assert held(helper.process.pid) == before
+        assert process_usage(helper.process.pid) == before
         assert not list(helper.cgroup.glob("job-*"))
         helper.sock.shutdown(socket.SHUT_WR)
         tracer.until_ended()
@@ -166,9 +165,9 @@ def test_r15_the_api_is_out_of_fds(server: Server) -> None:
     """Starts are refused before the helper is asked; nobody can connect, and that costs nothing; jobs write on."""
     api = server.children()["api"]
     script = "trap 'echo end; exit 3' TERM; mkfifo /tmp/f; while :; do echo $((i += 1)); read -t 0.02 x <>/tmp/f; done"
-    with Caller(server, server.ssl / "client") as caller:
+    with RawClient(server, server.ssl / "client") as caller:
         caller.start("true")
-        before = held(api)
+        before = process_usage(api)
         name = caller.start("bash", "-c", script).name
         for free in (0, 1, 2, 3, 5, 8, 13):
             limit_fds(api, highest_fd(api) + 1 + free)
@@ -178,14 +177,14 @@ def test_r15_the_api_is_out_of_fds(server: Server) -> None:
                 assert str(grpc.StatusCode.RESOURCE_EXHAUSTED) in str(raised.value)
                 assert "open files" in str(raised.value)
         limit_fds(api, highest_fd(api) + 1)
-        with Caller(server, server.ssl / "client"):  # knocks
+        with RawClient(server, server.ssl / "client"):  # knocks
             began, ticks, size = os.times().elapsed, cpu_ticks(api), _written(caller, name)
             wait_until(
                 "two seconds of output", lambda: _written(caller, name) > size and os.times().elapsed > began + 2
             )
             spent = (cpu_ticks(api) - ticks) / _TICKS_A_SECOND
             assert spent < 0.5 * (os.times().elapsed - began), "a busy loop"
-        assert len(list(cgroup_root().glob(f"telehandler.{server.children()['helper']}/job-*"))) == 1
+        assert len(list(server.cgroup.glob("job-*"))) == 1
         limit_fds(api, None)
         assert server.client("run", "--", "echo", "again").stdout == b"again\n"
         assert server.client("stop", name).returncode == 0
@@ -193,11 +192,11 @@ def test_r15_the_api_is_out_of_fds(server: Server) -> None:
         assert (done.returncode, done.stdout.endswith(b"end\n")) == (3, True)
         lines = done.stdout.splitlines()[:-1]
         assert lines == [b"%d" % number for number in range(1, len(lines) + 1)]
-        wait_until("no fd is left", lambda: held(api).fds <= before.fds)
-        assert held(api).children == held(api).zombies == 0
+        wait_until("no fd is left", lambda: process_usage(api).fds <= before.fds)
+        assert process_usage(api).children == process_usage(api).zombies == 0
 
 
-def _written(caller: Caller, name: str) -> int:
+def _written(caller: RawClient, name: str) -> int:
     from telehandler.pb import telehandler_pb2 as pb
 
     answer = caller.status(name)
@@ -208,9 +207,9 @@ def _written(caller: Caller, name: str) -> int:
 def test_r15_the_helpers_refusal_reaches_the_client(server: Server) -> None:
     helper = server.children()["helper"]
     assert server.client("run", "--", "true").returncode == 0
-    before = held(helper)
+    before = process_usage(helper)
     limit_fds(helper, highest_fd(helper) + 1)
-    with Caller(server, server.ssl / "client") as caller, pytest.raises(AssertionError) as raised:
+    with RawClient(server, server.ssl / "client") as caller, pytest.raises(AssertionError) as raised:
         caller.start("true")
     assert str(grpc.StatusCode.RESOURCE_EXHAUSTED) in str(raised.value)
     done = server.client("run", "--", "true")
@@ -218,7 +217,7 @@ def test_r15_the_helpers_refusal_reaches_the_client(server: Server) -> None:
     assert done.stderr == b"telehandler: the helper cannot start a job now: cgroup: Too many open files\n"
     limit_fds(helper, None)
     assert server.client("run", "--", "echo", "again").stdout == b"again\n"
-    wait_until("nothing is left", lambda: held(helper) == before)
+    wait_until("nothing is left", lambda: process_usage(helper) == before)
 
 
 @pytest.mark.parametrize("room", [0, 1, 2])

@@ -13,7 +13,8 @@ from typing import Any
 
 import grpc
 from support.checkout import ROOT
-from support.raw_client import SERVICE, Caller
+from support.process_usage import rss_bytes
+from support.raw_client import SERVICE, RawClient
 from support.servers import Server
 from support.wait import wait_until
 
@@ -34,9 +35,11 @@ SCRIPT = (
 class Watcher(threading.Thread):
     """Reads as fast as it comes, on a connection of its own."""
 
-    def __init__(self, caller: Caller, name: str) -> None:
+    def __init__(self, caller: RawClient, name: str) -> None:
         super().__init__(daemon=True)
-        self.call: Any = caller.begin(f"/{SERVICE}/WatchJobOutput", pb.WatchJobOutputRequest(name=name), timeout=120)
+        self.call: Any = caller.start_call(
+            f"/{SERVICE}/WatchJobOutput", pb.WatchJobOutputRequest(name=name), timeout=120
+        )
         self.digest, self.size, self.code = hashlib.sha256(), 0, grpc.StatusCode.UNKNOWN
 
     def run(self) -> None:
@@ -64,10 +67,6 @@ class SlowReader(threading.Thread):
             self.size += len(piece)
 
 
-def _rss(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
-
-
 def test_r3_stopped_and_slow_watchers_hold_up_nobody(make_server: Callable[..., Server], ssl: Path) -> None:
     server = make_server()
     name = server.detach("bash", "-c", SCRIPT, "bash", str(FIRST), str(REST))
@@ -78,9 +77,9 @@ def test_r3_stopped_and_slow_watchers_hold_up_nobody(make_server: Callable[..., 
         return found
 
     wait_until("the first bytes are there", lambda: status()["stdout_bytes"] == FIRST)
-    before = peak = _rss(api)
+    before = peak = rss_bytes(api)
     with ExitStack() as stack:
-        callers = [stack.enter_context(Caller(server, ssl / "client")) for _ in range(WATCHERS)]
+        callers = [stack.enter_context(RawClient(server, ssl / "client")) for _ in range(WATCHERS)]
         watchers = [Watcher(caller, name) for caller in callers]
         command = server.client_command("watch", name)
         clients = [
@@ -97,13 +96,13 @@ def test_r3_stopped_and_slow_watchers_hold_up_nobody(make_server: Callable[..., 
         wait_until("both clients watch", lambda: stopped.size and slow.size)
         clients[0].send_signal(signal.SIGSTOP)
         stopped.let_go.set()  # what it has printed may be read: it is the client that is stopped
-        with Caller(server, ssl / "client") as owner:
+        with RawClient(server, ssl / "client") as owner:
             request = pb.SignalJobRequest(name=name, signal=signal.SIGUSR1)
             assert owner.call(f"/{SERVICE}/SignalJob", request).code is grpc.StatusCode.OK
 
         def all_done() -> bool:
             nonlocal peak
-            peak = max(peak, _rss(api))
+            peak = max(peak, rss_bytes(api))
             return not any(watcher.is_alive() for watcher in watchers)
 
         wait_until("the others have finished", all_done, 90)

@@ -12,7 +12,7 @@ from contextlib import closing
 import pytest
 from support.checkout import ROOT
 from support.processes import alive, processes_with
-from support.raw_client import SERVICE, Caller
+from support.raw_client import SERVICE, RawClient
 from support.servers import Server
 from support.wait import wait_until
 
@@ -37,18 +37,18 @@ PROGRAMS = {
 
 
 @pytest.fixture(scope="module")
-def caller(server: Server) -> Iterator[Caller]:
-    with Caller(server, server.ssl / "client") as caller:
+def caller(server: Server) -> Iterator[RawClient]:
+    with RawClient(server, server.ssl / "client") as caller:
         yield caller
 
 
-def stop(caller: Caller, name: str, grace_s: float) -> str:
+def stop(caller: RawClient, name: str, grace_s: float) -> str:
     request = pb.StopJobRequest(name=name)
     request.grace.FromNanoseconds(int(grace_s * 1e9))
     return caller.call(f"/{SERVICE}/StopJob", request).code.name
 
 
-def final(caller: Caller, name: str) -> pb.JobStatus:
+def final(caller: RawClient, name: str) -> pb.JobStatus:
     answer = caller.call(f"/{SERVICE}/GetJobStatus", pb.GetJobStatusRequest(name=name, wait=True))
     return pb.JobStatus.FromString(answer.bodies[0])
 
@@ -59,7 +59,7 @@ def _output(server: Server, name: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", PROGRAMS)
-def test_r8_stop_ends_the_whole_tree(server: Server, caller: Caller, kind: str) -> None:
+def test_r8_stop_ends_the_whole_tree(server: Server, caller: RawClient, kind: str) -> None:
     mark = f"tree-{os.getpid()}-{kind.replace(' ', '-')}"
     code = f"{PROGRAMS[kind]}\nos.write(1, b'up\\n')\ntime.sleep(1000)"
     name = caller.start("/usr/bin/python3", "-ISc", DAEMON.format(mark=mark, code=code)).name
@@ -72,7 +72,7 @@ def test_r8_stop_ends_the_whole_tree(server: Server, caller: Caller, kind: str) 
     assert (final(caller, name).state, final(caller, name).signal) == (pb.JOB_STATE_STOPPED, signal.SIGKILL)
 
 
-def test_r8_a_stop_goes_on_when_who_asked_has_gone(server: Server, caller: Caller) -> None:
+def test_r8_a_stop_goes_on_when_who_asked_has_gone(server: Server, caller: RawClient) -> None:
     code = "os.write(1, b'up\\n')\ntime.sleep(1000)"
     name = caller.start("/usr/bin/python3", "-ISc", DAEMON.format(mark="left", code=code)).name
     wait_until("it is up", lambda: b"up\n" in _output(server, name))
@@ -91,7 +91,7 @@ def _stop_by(server: Server, name: str) -> bool:
         return bool(database.execute(query, (name.rpartition("/")[2],)).fetchone()[0])
 
 
-def test_r8_stop_by_many_at_once_is_one_stop(server: Server, caller: Caller) -> None:
+def test_r8_stop_by_many_at_once_is_one_stop(server: Server, caller: RawClient) -> None:
     script = "trap 'echo asked' TERM; echo up; while :; do read -t 0.05 x <>/tmp/f; done"
     name = caller.start("bash", "-c", f"mkfifo /tmp/f; {script}").name
     wait_until("it is up", lambda: _output(server, name) == b"up\n")
@@ -103,7 +103,7 @@ def test_r8_stop_by_many_at_once_is_one_stop(server: Server, caller: Caller) -> 
     assert final(caller, name) == before
 
 
-def test_r8_stop_that_races_the_end_gives_one_final_state(server: Server, caller: Caller) -> None:
+def test_r8_stop_that_races_the_end_gives_one_final_state(server: Server, caller: RawClient) -> None:
     """The job ends while it is stopped: what it says of itself and what its record says are the same, for good."""
     for number in range(40):
         name = caller.start("sh", "-c", "exit 3").name

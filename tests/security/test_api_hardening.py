@@ -12,8 +12,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from support.cgroups import cgroup_root
-from support.raw_client import METHODS, ORIGINAL, SERVICE, Answer, Caller
+from support.raw_client import METHODS, ORIGINAL, SERVICE, RawClient, Response
 from support.servers import Server
 from support.wait import wait_until
 
@@ -104,7 +103,7 @@ def _open_files(count: int) -> Iterator[None]:
 
 def test_s39_connections_are_bounded_and_those_there_go_on(make_server: Callable[..., Server], ssl: Path) -> None:
     server = make_server()
-    with Caller(server, ssl / "client") as owner, ExitStack() as stack:
+    with RawClient(server, ssl / "client") as owner, ExitStack() as stack:
         job = owner.start("sleep", "1000")
         stack.enter_context(_open_files(bounds.MAX_CONNECTIONS + 200))
         sockets = [stack.enter_context(_connect(server)) for _ in range(bounds.MAX_CONNECTIONS + 10)]
@@ -113,7 +112,7 @@ def test_s39_connections_are_bounded_and_those_there_go_on(make_server: Callable
             "those over the bound are closed", lambda: len(_closed(sockets)) >= over, bounds.HANDSHAKE_TIMEOUT_S / 2
         )
         assert len(_closed(sockets)) == over
-        with Caller(server, ssl / "bubba") as late:
+        with RawClient(server, ssl / "bubba") as late:
             assert late.status(job.name).code is grpc.StatusCode.UNAVAILABLE
         assert owner.status(job.name).code is OK
         assert owner.start("true").uid
@@ -129,35 +128,35 @@ def test_s39_the_api_may_open_as_many_files_as_it_is_let(server: Server) -> None
 
 @pytest.mark.parametrize("ends", ["cancelled", "disconnected"])
 def test_s39_calls_of_one_user_are_bounded(server: Server, ssl: Path, ends: str) -> None:
-    with Caller(server, ssl / "client") as owner, Caller(server, ssl / "admin") as admin:
+    with RawClient(server, ssl / "client") as owner, RawClient(server, ssl / "admin") as admin:
         job = owner.start("sleep", "1000")
         request = pb.WatchJobOutputRequest(name=job.name)
-        with Caller(server, ssl / "client") as watcher:
-            watches = [watcher.begin(WATCH, request) for _ in range(bounds.MAX_CALLS_PER_USER)]
+        with RawClient(server, ssl / "client") as watcher:
+            watches = [watcher.start_call(WATCH, request) for _ in range(bounds.MAX_CALLS_PER_USER)]
             refused = wait_until("the bound is reached", lambda: _refused(owner, job.name))
             assert (refused.code, refused.bodies) == (EXHAUSTED, [])
             assert f"{bounds.MAX_CALLS_PER_USER} calls of one user" in refused.details
-            assert {owner.ask(method, "tele-tester", job.uid).code for method in METHODS} == {EXHAUSTED}
-            assert owner.ask("GetJobStatus", "tele-tester", job.uid, ORIGINAL).code is EXHAUSTED
+            assert {owner.call_method(method, "tele-tester", job.uid).code for method in METHODS} == {EXHAUSTED}
+            assert owner.call_method("GetJobStatus", "tele-tester", job.uid, ORIGINAL).code is EXHAUSTED
             assert admin.status(job.name).code is OK  # another user
             for watch in watches if ends == "cancelled" else []:
                 watch.cancel()
             if ends == "disconnected":
                 watcher.channel.close()
             wait_until("the calls have ended", lambda: not _refused(owner, job.name))
-        assert owner.ask("StopJob", "tele-tester", job.uid).code is OK
+        assert owner.call_method("StopJob", "tele-tester", job.uid).code is OK
 
 
-def _refused(caller: Caller, name: str) -> Answer | None:
+def _refused(caller: RawClient, name: str) -> Response | None:
     answer = caller.status(name)
     return None if answer.code is OK else answer
 
 
 def test_s39_messages_and_headers_are_bounded(server: Server, ssl: Path) -> None:
-    def start(size: int, headers: int = 0) -> Answer:
+    def start(size: int, headers: int = 0) -> Response:
         return owner.call(START, pb.StartJobRequest(argv=[b"true", b"x" * size]), metadata=[("x-pad", "y" * headers)])
 
-    with Caller(server, ssl / "client") as owner:
+    with RawClient(server, ssl / "client") as owner:
         assert start(10_000, bounds.MAX_METADATA_BYTES // 2).code is OK
         assert start(2 << 20).code is EXHAUSTED
         assert start(10, bounds.MAX_METADATA_BYTES * 2).code is EXHAUSTED
@@ -166,7 +165,7 @@ def test_s39_messages_and_headers_are_bounded(server: Server, ssl: Path) -> None
 
 def test_s39_a_command_over_the_helpers_bound_is_refused_before_it(server: Server, ssl: Path) -> None:
     """Each word is within bounds, and they are not together: what the helper would take for an attack."""
-    with Caller(server, ssl / "client") as owner:
+    with RawClient(server, ssl / "client") as owner:
         answer = owner.call(START, pb.StartJobRequest(argv=[b"true", *[b"x" * 10_000] * 10]))
         assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
         assert "too long" in answer.details
@@ -187,7 +186,7 @@ def test_s39_a_command_over_the_helpers_bound_is_refused_before_it(server: Serve
     ],
 )
 def test_s40_nothing_else_is_served(server: Server, ssl: Path, method: str) -> None:
-    with Caller(server, ssl / "admin") as admin:
+    with RawClient(server, ssl / "admin") as admin:
         assert admin.call(f"/{method}", b"").code is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -246,19 +245,19 @@ def test_s40_notes_on_stderr_are_escaped(server: Server, words: list[str]) -> No
 
 def test_s33_the_servers_log_has_nothing_of_what_users_send(make_server: Callable[..., Server], ssl: Path) -> None:
     server = make_server()
-    listening = server.log.read_text()
+    listening = server.log_text()
     hidden = f"{SECRET}{NASTY}"
     environment = ["-e", f"PASSWORD={hidden}", "-e", f"{SECRET}=1"]
     assert server.client("run", *environment, "--", "echo", hidden).stdout.decode() == f"{hidden}\n"
     for words in (["--", f"/{hidden}"], ["-w", f"/{hidden}", "--", "true"], ["--profile", hidden, "--", "true"]):
         assert server.client("run", *environment, *words).returncode in (125, 127)
-    with Caller(server, ssl / "client") as owner:
+    with RawClient(server, ssl / "client") as owner:
         for user, body in ((hidden, b""), ("x", hidden.encode() * 10_000), ("x", hidden.encode())):
             request = pb.StartJobRequest(parent=f"users/{user}", argv=[body])
             assert owner.call(START, request, metadata=[("x-secret", SECRET)]).code is not OK
         assert owner.call(START, b"\xff" + hidden.encode()).code is not OK  # no message at all
         assert owner.status(f"users/{hidden}/jobs/{hidden}").code is not OK
-    assert server.log.read_text() == listening
+    assert server.log_text() == listening
     assert server.stop() == 0
 
 
@@ -266,9 +265,9 @@ def test_s33_an_unforeseen_error_tells_the_client_nothing(make_server: Callable[
     """A state directory that takes no more: one line for the log, no path for the client, no job left behind."""
     server = make_server()
     server.client("run", "--", "true")
-    listening, api = server.log.read_text(), server.children()["api"]
+    listening, api = server.log_text(), server.children()["api"]
     logs = server.state / "jobs"
-    with Caller(server, ssl / "client") as owner:
+    with RawClient(server, ssl / "client") as owner:
         fds = len(list(Path(f"/proc/{api}/fd").iterdir()))
         logs.chmod(0)
         for _ in range(3):
@@ -276,7 +275,7 @@ def test_s33_an_unforeseen_error_tells_the_client_nothing(make_server: Callable[
             assert (answer.code, answer.bodies) == (grpc.StatusCode.INTERNAL, [])
             assert str(server.state) not in str(answer)
             assert "Error" not in answer.details
-        lines = server.log.read_text().removeprefix(listening).splitlines()
+        lines = server.log_text().removeprefix(listening).splitlines()
         assert len(lines) == 3
         assert all(line.startswith("telehandler: PermissionError at ") and SECRET not in line for line in lines)
         wait_until("no job's cgroup is left", lambda: not _jobs_of(server))
@@ -287,4 +286,4 @@ def test_s33_an_unforeseen_error_tells_the_client_nothing(make_server: Callable[
 
 
 def _jobs_of(server: Server) -> list[Path]:
-    return list(cgroup_root().glob(f"telehandler.{server.children()['helper']}/job-*"))
+    return list(server.cgroup.glob("job-*"))

@@ -173,7 +173,7 @@ def test_s10_a_job_that_asks_for_nothing_has_the_defaults(helper: Helper, policy
     job = helper.start("sleep", "100")
     directory = Path(f"/proc/self/fd/{job.cgroup}")
     assert {path.name: path.read_text().strip() for path in directory.iterdir() if path.name in wanted} == there
-    helper.ask(Type.KILL, handle=job.handle)
+    helper.request(Type.KILL, handle=job.handle)
     helper.finish(job)
     limits = helper.run("sh", "-c", "ulimit -n; ulimit -c; ulimit -f").stdout.decode().split()
     assert limits == [str(rules.default["open_files"]), "0", str(rules.default["file_bytes"] // 512)]

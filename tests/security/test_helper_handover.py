@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.helper_driver import TAG, Helper
-from support.processes import alive, processes_with
+from support.processes import live_processes_with
 from support.wait import wait_until
 
 from helper.wire import Type
@@ -52,7 +52,7 @@ def test_hello_again_hands_the_live_jobs_over(policy: Path) -> None:
         # The pipes are the same: nothing was read, nothing is lost.
         assert os.read(adopted[0][1][0], 100) == b"early\n"
         assert os.read(adopted[1][1][0], 100) == b"late\n"
-        assert helper.ask(Type.KILL, handle=live.handle).type is Type.DONE
+        assert helper.request(Type.KILL, handle=live.handle).type is Type.DONE
         assert helper.exited(live)["signal"] == 9
         for _, fds in adopted:
             for fd in fds:
@@ -92,7 +92,7 @@ def test_s32_an_api_that_stops_reading_does_not_stop_the_reaping(policy: Path) -
 def test_shutdown(policy: Path) -> None:
     with Helper(policy) as helper:
         helper.start("sleep", "2.6457513")
-        assert helper.ask(Type.SHUTDOWN).type is Type.DONE
+        assert helper.request(Type.SHUTDOWN).type is Type.DONE
         assert helper.end()[0] == 0
         assert not helper.cgroup.exists()
-        assert not [pid for pid in processes_with("2.6457513") if alive(pid)]
+        assert not live_processes_with("2.6457513")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.process_usage import copies
+from support.process_usage import fds_of_same_file
 
 from helper import wire
 from helper.wire import Type
@@ -61,7 +61,7 @@ def _is_lost(link: HelperLink) -> None:
     """And nothing is left open, its own socket included."""
     assert link.lost
     assert link._sock.fileno() == -1
-    assert copies(_PASSED) == 1
+    assert fds_of_same_file(_PASSED) == 1
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_s3_three_fds_are_received_and_close_on_exec() -> None:
         job = await task
         fds = [job.stdout_fd, job.stderr_fd, job.cgroup_fd]
         assert len(set(fds)) == 3
-        assert copies(_PASSED) == 4
+        assert fds_of_same_file(_PASSED) == 4
         assert all(fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC for fd in fds)
         for fd in fds:
             os.close(fd)
@@ -123,7 +123,7 @@ def test_s3_fds_for_nobody_are_closed_and_nothing_grows() -> None:
         facts = dict.fromkeys(wire.LAYOUT[Type.EXITED][1].split(), 0)
         await asyncio.get_running_loop().sock_sendall(theirs, wire.pack(Type.EXITED, 0, **facts))
         await asyncio.wait_for(link.exited(0), 10)
-        assert copies(_PASSED) == 1
+        assert fds_of_same_file(_PASSED) == 1
 
     _with_peer(test)
 
@@ -164,7 +164,7 @@ def test_s3_what_an_api_before_left_in_the_socket_is_told_apart() -> None:
             theirs.recv(wire.MAX_MESSAGE)
         for _, live in adopted:
             live.close()
-        assert copies(_PASSED) == 1
+        assert fds_of_same_file(_PASSED) == 1
 
     _with_peer(test)
 
@@ -231,6 +231,6 @@ def test_s3_a_start_that_is_given_up_is_ended(when: str) -> None:
                 _answer(theirs, _exited(1, 0), 0)
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert copies(_PASSED) == 1
+        assert fds_of_same_file(_PASSED) == 1
 
     _with_peer(test)

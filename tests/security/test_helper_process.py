@@ -66,7 +66,7 @@ def test_s31_signals_of_a_terminal_are_for_the_server(busy: tuple[Helper, Job]) 
     helper, job = busy
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         helper.process.send_signal(number)
-    assert helper.ask(Type.KILL, handle=job.handle).type is Type.DONE
+    assert helper.request(Type.KILL, handle=job.handle).type is Type.DONE
     assert helper.exited(job)["killed"] == 1
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support.checkout import ROOT
 from support.helper_driver import ENV, TAG, VIOLATION, Helper
-from support.processes import alive, processes_with
+from support.processes import live_processes_with
 
 from helper import wire
 from helper.wire import Type
@@ -53,7 +53,7 @@ def violates(helper: Helper, mark: str | None = None) -> None:
     assert errors.count("\n") == 1
     assert "Traceback" not in errors
     assert not helper.cgroup.exists()
-    assert not mark or not [pid for pid in processes_with(mark) if alive(pid)]
+    assert not mark or not live_processes_with(mark)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in Type if kind is not Type.HELLO])
@@ -74,7 +74,7 @@ def test_s6_replies_are_no_requests(policy: Path, kind: Type) -> None:
 @pytest.mark.parametrize("kind", [Type.SIGNAL, Type.KILL, Type.RELEASE])
 def test_s1_an_unknown_handle_is_an_error_reply(policy: Path, kind: Type) -> None:
     with Helper(policy) as helper:
-        reply = helper.ask(kind, **FIELDS[kind])
+        reply = helper.request(kind, **FIELDS[kind])
         assert (reply.type, reply.fields["stage"]) == (Type.ERROR, wire.Stage.NO_SUCH_JOB)
         assert helper.run("true").facts["exit_code"] == 0
 
@@ -226,10 +226,10 @@ def test_s5_handles_are_never_used_again_and_name_the_cgroups(policy: Path) -> N
         for _ in range(10):
             job = helper.start("sh", "-c", "sleep 100 & wait")
             assert [path.name for path in helper.cgroup.glob("job-*")] == [f"job-{job.handle}"]
-            helper.ask(Type.KILL, handle=job.handle)
+            helper.request(Type.KILL, handle=job.handle)
             helper.finish(job)
             seen.append(job.handle)
-            reply = helper.ask(Type.KILL, handle=job.handle)
+            reply = helper.request(Type.KILL, handle=job.handle)
             assert reply.fields["stage"] == wire.Stage.NO_SUCH_JOB
         assert seen == sorted(set(seen))
 
@@ -238,7 +238,7 @@ def test_s5_handles_are_never_used_again_and_name_the_cgroups(policy: Path) -> N
 def test_s5_hostile_strings_make_no_name_anywhere(policy: Path, text: bytes) -> None:
     """A tag, a profile and a directory are looked up or given back; nothing is called after them."""
     with Helper(policy) as helper:
-        stage, _, said = helper.refused("true", place=[text, b""])
+        stage, _, said = helper.start_error("true", place=[text, b""])
         assert stage is wire.Stage.POLICY
         assert text.decode("latin-1") not in said
         job = helper.start("sleep", "100", tag=text.ljust(16, b"\0"), env=[b"X=" + text])
@@ -253,11 +253,11 @@ def test_s5_the_largest_number_in_any_field_is_refused(policy: Path, name: str) 
     with Helper(policy) as helper:
         if name == "handle":
             for kind in (Type.KILL, Type.SIGNAL, Type.RELEASE):
-                reply = helper.ask(kind, **(FIELDS[kind] | {"handle": 2**64 - 1}))
+                reply = helper.request(kind, **(FIELDS[kind] | {"handle": 2**64 - 1}))
                 assert reply.fields["stage"] == wire.Stage.NO_SUCH_JOB
         else:
             for value in (2**63, 2**64 - 1):
-                assert helper.refused("true", **{name: value})[:2] == (wire.Stage.LIMIT, errno.EINVAL)
+                assert helper.start_error("true", **{name: value})[:2] == (wire.Stage.LIMIT, errno.EINVAL)
         assert helper.run("true").facts["exit_code"] == 0
 
 
@@ -277,7 +277,7 @@ def test_s6_the_table_permits_what_the_protocol_says() -> None:
 def test_s33_the_log_has_nothing_of_what_the_api_sends(policy: Path) -> None:
     secret = b"s3cret\nfake: line\x1b[31m"
     with Helper(policy) as helper:
-        helper.refused("/no/" + secret.decode(), env=[b"TOKEN=" + secret])
+        helper.start_error("/no/" + secret.decode(), env=[b"TOKEN=" + secret])
         helper.start("sleep", secret)  # ends at once: no such time
         datagram = wire.pack(Type.START, 1, **(FIELDS[Type.START] | {"env": [secret], "argv": [secret]}))
         helper.sock.send(datagram)

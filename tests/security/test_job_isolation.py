@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.cgroups import cgroup_root
 from support.helper_driver import ENV, PRELUDE, PYTHON, Helper, read_line
 from support.policies import policy_text, write_policy
 from support.servers import Server
@@ -107,7 +106,7 @@ def test_s27_the_keyring_is_the_jobs_own_and_empty(policy: Path) -> None:
         assert sessions, seen
         assert all(line.endswith("_ses: empty") for line in sessions), seen
         assert "telehandler-test" not in keys()
-        helper.ask(Type.KILL, handle=job.handle)
+        helper.request(Type.KILL, handle=job.handle)
         helper.finish(job)
 
 
@@ -171,7 +170,7 @@ def test_s28_two_jobs_cannot_touch_each_other(helper: Helper) -> None:
     for job in jobs:
         assert read_line(job.stdout) == b'"up"\n'
     for job in jobs:
-        helper.ask(Type.SIGNAL, handle=job.handle, signal=signal.SIGUSR1)
+        helper.request(Type.SIGNAL, handle=job.handle, signal=signal.SIGUSR1)
     for job in jobs:
         seen = json.loads(read_line(job.stdout))
         assert seen == {
@@ -188,7 +187,7 @@ def test_s28_two_jobs_cannot_touch_each_other(helper: Helper) -> None:
             "own shm": True,
         }
     for job, name in zip(jobs, names, strict=True):
-        helper.ask(Type.SIGNAL, handle=job.handle, signal=signal.SIGUSR2)
+        helper.request(Type.SIGNAL, handle=job.handle, signal=signal.SIGUSR2)
         ended = helper.finish(job)
         assert (ended.stdout.decode(), ended.stderr) == (f'"{name}"\n', b"")
 
@@ -204,8 +203,8 @@ def test_s29_no_name_is_made_of_what_a_user_said(place: Path, ssl: Path) -> None
             done = server.client("run", *options, "--", "sh", "-c", "echo marked; sleep 100; exit", word)
             assert done.returncode == 0, done.stderr
         files = [str(path.relative_to(server.state)) for path in server.state.rglob("*")]
-        base = f"telehandler.{server.children()['helper']}"
-        groups = [path.name for path in (cgroup_root() / base).rglob("*") if path.is_dir()]
+        base = server.cgroup
+        groups = [path.name for path in base.rglob("*") if path.is_dir()]
     finally:
         assert server.stop() == 0
     uuid = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -213,4 +212,4 @@ def test_s29_no_name_is_made_of_what_a_user_said(place: Path, ssl: Path) -> None
     ours = rf"lock|jobs\.sqlite3(-wal|-shm)?|jobs|jobs/{uuid}(/(output|index))?"
     assert [name for name in files if not re.fullmatch(ours, name)] == []
     assert sorted(groups) == [f"job-{number}" for number in range(1, 6)]
-    assert re.fullmatch(r"telehandler\.\d+", base)
+    assert re.fullmatch(r"telehandler\.\d+", base.name)

@@ -88,7 +88,7 @@ def test_s23_the_init_is_closed_even_to_its_own_uid(helper: Helper) -> None:
                 command, user=job.uid, group=job.uid, extra_groups=[], capture_output=True, check=False, cwd="/"
             )
             assert done.returncode == wanted, (pid, name, done.stderr)
-    helper.ask(Type.KILL, handle=job.handle)
+    helper.request(Type.KILL, handle=job.handle)
     helper.finish(job)
 
 
@@ -133,7 +133,7 @@ def test_s25_writes_to_proc_reach_procfs(helper: Helper) -> None:
     _, main, *_ = helper.host_pids(job)
     assert Path(f"/proc/{main}/oom_score_adj").read_text() == "567\n"
     assert Path(f"/proc/{main}/comm").read_text() == "odd-name\n"
-    helper.ask(Type.KILL, handle=job.handle)
+    helper.request(Type.KILL, handle=job.handle)
     helper.finish(job)
     seen = helper.probe("""
 proc = os.stat("/proc").st_dev

@@ -148,5 +148,5 @@ def test_s28_two_jobs_do_not_see_each_other(helper: Helper) -> None:
     assert b"secret" not in seen.stdout
     host_pid = (helper.cgroup / f"job-{first.handle}" / "cgroup.procs").read_text().split()[0]
     assert Path(f"/proc/{host_pid}").exists()
-    helper.ask(Type.KILL, handle=first.handle)
+    helper.request(Type.KILL, handle=first.handle)
     helper.finish(first)

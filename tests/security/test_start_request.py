@@ -44,9 +44,9 @@ def test_s9_a_uid_is_free_only_when_its_job_is_forgotten(place: Path) -> None:
     text = policy_text("max_jobs = 2\n[job_uids]\nfirst = 81000\ncount = 2\n")
     with Helper(write_policy(place, "pair", text)) as helper:
         lasting, other = helper.start("sleep", "100"), helper.start("true")
-        assert helper.refused("true")[:2] == (Stage.CAPACITY, errno.EAGAIN)
+        assert helper.start_error("true")[:2] == (Stage.CAPACITY, errno.EAGAIN)
         helper.exited(other)  # dead, and its uid still its own
-        assert helper.refused("true")[:2] == (Stage.CAPACITY, errno.EAGAIN)
+        assert helper.start_error("true")[:2] == (Stage.CAPACITY, errno.EAGAIN)
         helper.finish(other)
         again = helper.start("true")
         assert again.uid == other.uid != lasting.uid
@@ -73,14 +73,14 @@ def linked(place: Path, as_root: None) -> Iterator[Helper]:
     "/proc/self/root //proc //proc/self/fd /./proc/self/fd /tmp/../proc/self/fd //proc/1/cwd //proc/1/root".split(),
 )
 def test_s15_cwd_is_resolved_as_the_job(linked: Helper, directory: str) -> None:
-    assert linked.refused("true", place=[b"", directory.encode()])[0] is Stage.CHDIR
+    assert linked.start_error("true", place=[b"", directory.encode()])[0] is Stage.CHDIR
 
 
 def test_s15_no_fd_is_a_way_out(linked: Helper) -> None:
     """CVE-2024-21626: a directory fd of the host's, left open, would be a working directory outside."""
     for number in range(12):
         for directory in (f"/mnt/fd{number}", f"//proc/self/fd/{number}", f"//proc/self/fd/{number}/../.."):
-            assert linked.refused("true", place=[b"", directory.encode()])[0] is Stage.CHDIR
+            assert linked.start_error("true", place=[b"", directory.encode()])[0] is Stage.CHDIR
 
 
 def test_s15_what_is_accepted_is_inside(linked: Helper) -> None:
@@ -145,9 +145,9 @@ def test_s20_argv_and_env_reach_exec_as_they_are(helper: Helper) -> None:
 
 def test_s20_the_first_word_is_a_name_and_no_command_line(helper: Helper) -> None:
     for word in ("true;id", "true id", "$(true)", "true\n", "~/true", "*"):
-        assert helper.refused(word)[:2] == (Stage.EXEC, errno.ENOENT)
+        assert helper.start_error(word)[:2] == (Stage.EXEC, errno.ENOENT)
 
 
 def test_s20_path_is_the_jobs_and_only_that(helper: Helper) -> None:
-    assert helper.refused("cat", env=[b"PATH=/no/such:/etc/passwd"])[0] is Stage.EXEC
+    assert helper.start_error("cat", env=[b"PATH=/no/such:/etc/passwd"])[0] is Stage.EXEC
     assert helper.run("cat", "/dev/null", env=[b"PATH=/no/such:/usr/bin"]).facts["exit_code"] == 0

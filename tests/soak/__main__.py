@@ -21,7 +21,7 @@ from typing import Any
 from soak import inject, observer
 from soak.calls import Answer
 from soak.load import KEEP_JOBS, Load
-from support.checkout import ROOT
+from support.certificates import make_certificates
 from support.policies import policy_text, write_policy
 from support.servers import Server, free_address
 
@@ -70,7 +70,7 @@ def _interrupt(number: int, _: object) -> None:
 
 def _soak(place: Path, minutes: float, faults: tuple[str, ...], rng: random.Random) -> int:
     ssl = place / "ssl"
-    subprocess.run([sys.executable, "-m", "telehandler.certs", str(ssl)], cwd=ROOT, check=True)
+    make_certificates(ssl)
     policy = write_policy(place, "policy", policy_text())
     # A port of its own choice would be another one after each restart.
     server = Server(
@@ -85,7 +85,7 @@ def _soak(place: Path, minutes: float, faults: tuple[str, ...], rng: random.Rand
         with _observer() as ask:
             server.start()
             report = asyncio.run(_load(server, minutes, faults, rng, ask))
-            log = server.log.read_text().splitlines()
+            log = server.log_text().splitlines()
             status = server.stop()
             seen = ask("gone")
     finally:

@@ -1,6 +1,8 @@
 """Certificates of any kind, good and bad."""
 
 import datetime
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -10,7 +12,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from support.checkout import ROOT
+
 DAY = datetime.timedelta(days=1)
+
+
+def make_certificates(directory: Path) -> None:
+    """What `make certs` makes: root, server, client (tele-tester), bubba and admin. Keeps what is there."""
+    subprocess.run([sys.executable, "-m", "telehandler.certs", str(directory)], cwd=ROOT, check=True)
 
 
 def issue(

@@ -10,6 +10,11 @@ from support.checkout import ROOT
 COMMAND = [sys.executable, "-m", "telehandler"]
 
 
+def local_command(policy: Path, *arguments: str) -> list[str]:
+    """The command line of `telehandler local`."""
+    return [*COMMAND, "local", "--helper-policy", str(policy), *arguments]
+
+
 def telehandler(
     *arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT
 ) -> "subprocess.CompletedProcess[str]":

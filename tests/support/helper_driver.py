@@ -69,7 +69,7 @@ class Helper:
             self.process = subprocess.Popen(command, stdin=theirs.fileno(), stderr=subprocess.PIPE, cwd="/", **popen)
         self.events: list[Message] = []
         if hello:
-            self.welcome = self.ask(Type.HELLO).fields
+            self.welcome = self.request(Type.HELLO).fields
 
     def __enter__(self) -> "Helper":
         return self
@@ -98,7 +98,7 @@ class Helper:
         assert datagram, "EOF from the helper"
         return wire.unpack(datagram), list(fds)
 
-    def ask(self, kind: Type, request_id: int = 1, **fields: Any) -> Message:
+    def request(self, kind: Type, request_id: int = 1, **fields: Any) -> Message:
         """A request's reply; events that come before it are kept."""
         self.send(kind, request_id, **fields)
         message, fds = self._reply()
@@ -112,7 +112,7 @@ class Helper:
                 return message, fds
             self.events.append(message)
 
-    def ask_start(self, *argv: str | bytes, kind: Type = Type.START, **changes: Any) -> tuple[Message, list[int]]:
+    def request_start(self, *argv: str | bytes, kind: Type = Type.START, **changes: Any) -> tuple[Message, list[int]]:
         """The reply to a START or CHECK."""
         fields: dict[str, Any] = dict.fromkeys(wire.LIMITS.split(), 0)
         fields |= {"tag": TAG, "place": [b"", b""], "env": ENV, "argv": [os.fsencode(word) for word in argv]}
@@ -120,14 +120,14 @@ class Helper:
         return self._reply()
 
     def start(self, *argv: str | bytes, **changes: Any) -> Job:
-        message, fds = self.ask_start(*argv, **changes)
+        message, fds = self.request_start(*argv, **changes)
         assert message.type is Type.STARTED, message
         assert len(fds) == message.fd_count == 3
         return Job(message.fields["handle"], message.fields["uid"], *fds)
 
-    def refused(self, *argv: str | bytes, **changes: Any) -> tuple[wire.Stage, int, str]:
+    def start_error(self, *argv: str | bytes, **changes: Any) -> tuple[wire.Stage, int, str]:
         """(stage, errno, text) of a START that is refused."""
-        message, _ = self.ask_start(*argv, **changes)
+        message, _ = self.request_start(*argv, **changes)
         assert message.type is Type.ERROR, message
         text = message.fields["text"][0].decode()
         return wire.Stage(message.fields["stage"]), message.fields["errno"], text
@@ -146,7 +146,7 @@ class Helper:
         """Both outputs to their end, EXITED, RELEASE."""
         stdout, stderr = read_both(job.stdout, job.stderr)
         facts = self.exited(job)
-        assert self.ask(Type.RELEASE, handle=job.handle).type is Type.DONE
+        assert self.request(Type.RELEASE, handle=job.handle).type is Type.DONE
         job.close()
         return Ended(stdout, stderr, facts)
 

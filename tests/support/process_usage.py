@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class Held(NamedTuple):
+class ProcessUsage(NamedTuple):
     """Counts; `zombies` and `children` of its own."""
 
     fds: int
@@ -15,15 +15,17 @@ class Held(NamedTuple):
     children: int
     zombies: int
 
-    def beyond(self, before: "Held") -> "Held":
-        return Held(*(now - then for now, then in zip(self, before, strict=True)))
+    def minus(self, before: "ProcessUsage") -> "ProcessUsage":
+        return ProcessUsage(*(now - then for now, then in zip(self, before, strict=True)))
 
 
-def held(pid: int) -> Held:
+def process_usage(pid: int) -> ProcessUsage:
     proc = Path(f"/proc/{pid}")
     tasks = list((proc / "task").iterdir())
     children = [int(word) for task in tasks for word in (task / "children").read_text().split()]
-    return Held(len(os.listdir(proc / "fd")), len(tasks), len(children), sum(_is_zombie(child) for child in children))
+    return ProcessUsage(
+        len(os.listdir(proc / "fd")), len(tasks), len(children), sum(_is_zombie(child) for child in children)
+    )
 
 
 def _is_zombie(pid: int) -> bool:
@@ -47,7 +49,7 @@ def highest_fd(pid: int) -> int:
     return max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
 
 
-def copies(fd: int) -> int:
+def fds_of_same_file(fd: int) -> int:
     """How many fds of this process are of the file that `fd` is of, itself among them.
 
     All others say nothing in a process with threads that open and close their own.

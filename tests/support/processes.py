@@ -1,7 +1,10 @@
 """Which processes there are, by /proc."""
 
 import os
+import signal
 from pathlib import Path
+
+from support.wait import wait_until
 
 
 def descendants(pid: int) -> list[int]:
@@ -23,6 +26,17 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, and waits until the process has ended."""
+    os.kill(pid, signal.SIGKILL)
+    wait_until("it has ended", lambda: not alive(pid))
+
+
+def live_processes_with(text: str) -> list[int]:
+    """Those of `processes_with` that are no zombies."""
+    return [pid for pid in processes_with(text) if alive(pid)]
 
 
 def processes_with(text: str) -> list[int]:

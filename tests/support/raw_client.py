@@ -18,7 +18,7 @@ CALL_TIMEOUT_S = 30.0
 SIGCONT = 18  # does nothing to a job that runs
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """All that a client can tell of a call."""
 
     code: grpc.StatusCode
@@ -28,7 +28,7 @@ class Answer(NamedTuple):
     bodies: list[bytes]
 
 
-class Caller:
+class RawClient:
     """A connection of its own with one certificate, or none; a context manager."""
 
     def __init__(self, server: Server, pair: Path | None) -> None:
@@ -37,32 +37,32 @@ class Caller:
         options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
         self.channel = grpc.secure_channel(f"localhost:{server.port}", credentials, options)
 
-    def __enter__(self) -> "Caller":
+    def __enter__(self) -> "RawClient":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.channel.close()
 
-    def begin(self, path: str, request: Message | bytes, **options: Any) -> Any:
+    def start_call(self, path: str, request: Message | bytes, **options: Any) -> Any:
         """A call under way. On the wire an answer is a stream of one."""
         body = request if isinstance(request, bytes) else request.SerializeToString()
         options = {"timeout": CALL_TIMEOUT_S, **options}
         method: Any = self.channel.unary_stream(path)  # the stub wants serialisers: bytes are sent as they are
         return method(body, **options)
 
-    def call(self, path: str, request: Message | bytes, **options: Any) -> Answer:
-        call = self.begin(path, request, **options)
+    def call(self, path: str, request: Message | bytes, **options: Any) -> Response:
+        call = self.start_call(path, request, **options)
         bodies = []
         try:
             bodies = list(call)
         except grpc.RpcError:
             pass  # it is in the code
         metadata = _plain(call.initial_metadata()), _plain(call.trailing_metadata())
-        return Answer(call.code(), call.details(), *metadata, bodies)
+        return Response(call.code(), call.details(), *metadata, bodies)
 
-    def ask(self, method: str, user: str, uuid: str = "", service: str = SERVICE) -> Answer:
+    def call_method(self, method: str, user: str, uuid: str = "", service: str = SERVICE) -> Response:
         """Any method, about a job of `user`."""
-        return self.call(f"/{service}/{method}", about(method, user, uuid))
+        return self.call(f"/{service}/{method}", request_for(method, user, uuid))
 
     def start(self, *argv: str, **fields: Any) -> pb.JobResponse:
         request = pb.StartJobRequest(argv=[os.fsencode(word) for word in argv], **fields)
@@ -70,7 +70,7 @@ class Caller:
         assert answer.code is grpc.StatusCode.OK, answer
         return pb.JobResponse.FromString(answer.bodies[0])
 
-    def status(self, name: str) -> Answer:
+    def status(self, name: str) -> Response:
         return self.call(f"/{SERVICE}/GetJobStatus", pb.GetJobStatusRequest(name=name))
 
 
@@ -78,7 +78,7 @@ def _plain(metadata: Any) -> tuple[Any, ...]:
     return tuple((key, value) for key, value in metadata or ())
 
 
-def about(method: str, user: str, uuid: str) -> Message:
+def request_for(method: str, user: str, uuid: str) -> Message:
     """A request that its owner would get an answer to at once: of any method, also one that is new."""
     message: Any = GetMessageClass(METHODS[method].input_type)()
     fields = METHODS[method].input_type.fields_by_name

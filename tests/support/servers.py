@@ -1,5 +1,6 @@
 """A real server: started, called by the real client, watched through /proc, stopped."""
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from support.cgroups import cgroup_root
 from support.checkout import ROOT
 from support.command_line import COMMAND
 from support.processes import descendants
@@ -23,7 +25,7 @@ def free_address() -> str:
 
 
 class Server:
-    """A `telehandler server` on a free port, and a client for it."""
+    """A `telehandler server` on a free port, and a client for it. As a context manager it starts and stops."""
 
     def __init__(
         self,
@@ -48,26 +50,44 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
         self.port = 0
 
-    def start(self) -> None:
-        arguments = [*self.command, "server", "--listen", self.listen, "--state-dir", str(self.state)]
+    def __enter__(self) -> "Server":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def server_arguments(self) -> list[str]:
+        """The arguments of the server itself, from the word `server` on."""
+        arguments = ["server", "--listen", self.listen, "--state-dir", str(self.state)]
         for flag, name in (("--cert", "server.pem"), ("--key", "server-key.pem"), ("--root", "root.pem")):
             arguments += [flag, str(self.ssl / name)]
         arguments += ["--helper-policy", str(self.policy)] if self.policy else []
         arguments += [word for name in self.admins for word in ("--admin", name)]
-        arguments += self.options
+        return [*arguments, *self.options]
+
+    def start(self) -> None:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **{"cwd": ROOT, **self.popen}
+                [*self.command, *self.server_arguments()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                **{"cwd": ROOT, **self.popen},
             )
         self.port = wait_until("the server listens", self.listening)
 
     def listening(self) -> int:
         assert self.process is not None
-        text = self.log.read_text()
+        text = self.log_text()
         found = re.findall(r"^telehandler: listening on .*:(\d+)$", text, re.MULTILINE)
         if not found and self.process.poll() is not None:
             raise AssertionError(f"the server ended with {self.process.returncode}: {text}")
         return int(found[-1]) if found else 0
+
+    def log_text(self) -> str:
+        """What the server has logged so far."""
+        return self.log.read_text()
 
     def stop(self) -> int:
         """SIGTERM, and its exit status."""
@@ -96,6 +116,11 @@ class Server:
                 found[names.pop(0)] = pid
         return found
 
+    @property
+    def cgroup(self) -> Path:
+        """The helper's cgroup, above those of the jobs."""
+        return cgroup_root() / f"telehandler.{self.children()['helper']}"
+
     def client(
         self, verb: str, *arguments: str, user: str = "client", **options: Any
     ) -> "subprocess.CompletedProcess[bytes]":
@@ -108,6 +133,22 @@ class Server:
         pair = ["-c", str(self.ssl / f"{user}.pem"), "-k", str(self.ssl / f"{user}-key.pem")]
         where = ["-s", f"localhost:{self.port}", "-r", str(self.ssl / "root.pem"), "-j", str(self.jidfile(user))]
         return [*COMMAND, "client", verb, *where, *pair, *arguments]
+
+    def start_watcher(self, name: str) -> "subprocess.Popen[bytes]":
+        """A `client watch` in the background, with pipes for stdout and stderr."""
+        command = self.client_command("watch", name)
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def job_status(self, *name: str) -> dict[str, Any]:
+        """The fields of `client status -o json`; without a name, of the job that `client` started last."""
+        done = self.client("status", "-o", "json", *name)
+        assert done.returncode == 0, done.stderr
+        fields: dict[str, Any] = json.loads(done.stdout)
+        return fields
+
+    def runs_jobs(self) -> bool:
+        """Whether a job starts and ends well."""
+        return self.client("run", "--", "true").returncode == 0
 
     def jidfile(self, user: str = "client") -> Path:
         return self.home / f"job_id-{user}"

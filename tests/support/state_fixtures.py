@@ -13,7 +13,7 @@ from support.servers import Server
 from telehandler.jobs.records import Record, Records
 
 
-def listed(server: Server, *options: str, user: str = "client") -> list[dict[str, Any]]:
+def list_jobs(server: Server, *options: str, user: str = "client") -> list[dict[str, Any]]:
     """The jobs of `ls -o json`."""
     done = server.client("ls", "-o", "json", *options, user=user)
     assert done.returncode == 0, done.stderr
@@ -22,18 +22,18 @@ def listed(server: Server, *options: str, user: str = "client") -> list[dict[str
     return list(answer["jobs"])
 
 
-def starts_noted(server: Server) -> int:
+def pending_starts(server: Server) -> int:
     """What the api has asked the helper to start and is not answered yet: starts with a request id."""
     with closing(sqlite3.connect(f"file:{server.state}/jobs.sqlite3?mode=ro", uri=True)) as database:
         return int(database.execute("SELECT count(*) FROM start").fetchone()[0])
 
 
-def output_of(server: Server, name: str) -> Path:
+def output_directory(server: Server, name: str) -> Path:
     """The directory of a job's output."""
     return server.state / "jobs" / name.rpartition("/")[2]
 
 
-def state_of_before(make_server: Callable[..., Server], place: Path) -> Path:
+def used_state_directory(make_server: Callable[..., Server], place: Path) -> Path:
     """The state directory of a server that has run and ended."""
     state = Path(tempfile.mkdtemp(prefix="state-", dir=place))
     assert make_server(state=state).stop() == 0
@@ -48,10 +48,10 @@ def write_jobs(state: Path, records: Iterable[Record]) -> None:
         (state / "jobs" / record.uuid).mkdir(parents=True)
         (state / "jobs" / record.uuid / "output").touch()
     store.close()
-    give(state)
+    chown_to_server(state)
 
 
-def give(state: Path) -> None:
+def chown_to_server(state: Path) -> None:
     """What a test, as root, put into a state directory becomes the server's."""
     owner = state.stat()
     for path in state.rglob("*"):

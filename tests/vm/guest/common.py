@@ -33,7 +33,7 @@ def figure(job: Job, name: str, key: str) -> int:
 
 def end(helper: Helper, job: Job) -> dict[str, int]:
     """Kills a job: its facts."""
-    helper.ask(Type.KILL, handle=job.handle)
+    helper.request(Type.KILL, handle=job.handle)
     return helper.finish(job).facts
 
 

@@ -90,7 +90,7 @@ def test_r15_no_process_is_free(helper: Helper, free: int) -> None:
     current = int((helper.cgroup / "pids.current").read_text())
     (helper.cgroup / "pids.max").write_text(str(current + free))
     try:
-        assert helper.refused("true")[:2] == (Stage.CLONE, errno.EAGAIN)
+        assert helper.start_error("true")[:2] == (Stage.CLONE, errno.EAGAIN)
     finally:
         (helper.cgroup / "pids.max").write_text("max")
     assert helper.run("echo", "again").stdout == b"again\n"

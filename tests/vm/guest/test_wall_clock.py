@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.checkout import ROOT
-from support.command_line import COMMAND
+from support.command_line import local_command
 from support.processes import processes_with
 from support.wait import wait_until
 
@@ -59,5 +59,4 @@ def test_r14_a_grace_does_not_follow_the_wall_clock(policy: Path, ahead_s: int) 
 
 
 def _local(policy: Path, *arguments: str) -> "subprocess.Popen[bytes]":
-    command = [*COMMAND, "local", "--helper-policy", str(policy), *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+    return subprocess.Popen(local_command(policy, *arguments), cwd=ROOT, stdout=subprocess.PIPE)
