@@ -1,4 +1,4 @@
-"""The main job with a real server, certificates and client: started as root, through sudo, through the wrapper."""
+"""Run, watch, stop, with a real server, certificates and client: started as root, through sudo, through the wrapper."""
 
 import hashlib
 import json

@@ -86,7 +86,7 @@ def test_r20_the_same_request_gets_the_first_ones_job(own: Server, ssl: Path) ->
         for words in ({"request_id": request_id}, {"request_id": request_id.upper()}):
             assert name_of(start(owner, words["request_id"], env=again)) == first
         assert name_of(start(owner, request_id, env=again, parent="users/tele-tester")) == first
-        wait_until("it has ended", lambda: pb.JobStatus.FromString(owner.status(first).bodies[0]).end_time.seconds)
+        wait_until("it has ended", lambda: owner.job_status(first).end_time.seconds)
         answer = pb.JobResponse.FromString(start(owner, request_id, env=env).bodies[0])
         assert (answer.name, answer.state) == (first, pb.JOB_STATE_COMPLETED)
         theirs = name_of(start(other, request_id, env=env))

@@ -100,7 +100,7 @@ def test_r17_every_watcher_gets_every_byte(server: Server, kind: str) -> None:
         peak = 0
 
         def has(size: int) -> bool:
-            return path.stat().st_size >= size or _status(caller, name).state != pb.JOB_STATE_RUNNING
+            return path.stat().st_size >= size or caller.job_status(name).state != pb.JOB_STATE_RUNNING
 
         watchers = []
         for number in range(WATCHERS):
@@ -112,7 +112,7 @@ def test_r17_every_watcher_gets_every_byte(server: Server, kind: str) -> None:
             while watcher.is_alive():
                 watcher.join(0.05)
                 peak = max(peak, rss_bytes(api))
-        final = _status(caller, name)
+        final = caller.job_status(name)
         assert (final.state, final.exit_code) == (pb.JOB_STATE_COMPLETED, 0)
         whole = final.stdout_bytes + final.stderr_bytes
         assert path.stat().st_size == whole
@@ -133,11 +133,6 @@ def test_r17_every_watcher_gets_every_byte(server: Server, kind: str) -> None:
             with path.open("rb") as file:
                 file.seek(offset)
                 assert late.order.digest() == hashlib.sha256(file.read()).digest()
-
-
-def _status(caller: RawClient, name: str) -> pb.JobStatus:
-    answer = caller.call(f"/{SERVICE}/GetJobStatus", pb.GetJobStatusRequest(name=name))
-    return pb.JobStatus.FromString(answer.bodies[0])
 
 
 def _now() -> bool:

@@ -178,9 +178,10 @@ def test_r15_the_api_is_out_of_fds(server: Server) -> None:
                 assert "open files" in str(raised.value)
         limit_fds(api, highest_fd(api) + 1)
         with RawClient(server, server.ssl / "client"):  # knocks
-            began, ticks, size = os.times().elapsed, cpu_ticks(api), _written(caller, name)
+            began, ticks, size = os.times().elapsed, cpu_ticks(api), caller.job_status(name).stdout_bytes
             wait_until(
-                "two seconds of output", lambda: _written(caller, name) > size and os.times().elapsed > began + 2
+                "two seconds of output",
+                lambda: caller.job_status(name).stdout_bytes > size and os.times().elapsed > began + 2,
             )
             spent = (cpu_ticks(api) - ticks) / _TICKS_A_SECOND
             assert spent < 0.5 * (os.times().elapsed - began), "a busy loop"
@@ -194,14 +195,6 @@ def test_r15_the_api_is_out_of_fds(server: Server) -> None:
         assert lines == [b"%d" % number for number in range(1, len(lines) + 1)]
         wait_until("no fd is left", lambda: process_usage(api).fds <= before.fds)
         assert process_usage(api).children == process_usage(api).zombies == 0
-
-
-def _written(caller: RawClient, name: str) -> int:
-    from telehandler.pb import telehandler_pb2 as pb
-
-    answer = caller.status(name)
-    assert answer.code is grpc.StatusCode.OK, answer
-    return int(pb.JobStatus.FromString(answer.bodies[0]).stdout_bytes)
 
 
 def test_r15_the_helpers_refusal_reaches_the_client(server: Server) -> None:

@@ -14,6 +14,7 @@ from support.checkout import ROOT
 from support.processes import alive, processes_with
 from support.raw_client import SERVICE, RawClient
 from support.servers import Server
+from support.state_fixtures import output_directory
 from support.wait import wait_until
 
 from telehandler.pb import telehandler_pb2 as pb
@@ -48,14 +49,8 @@ def stop(caller: RawClient, name: str, grace_s: float) -> str:
     return caller.call(f"/{SERVICE}/StopJob", request).code.name
 
 
-def final(caller: RawClient, name: str) -> pb.JobStatus:
-    answer = caller.call(f"/{SERVICE}/GetJobStatus", pb.GetJobStatusRequest(name=name, wait=True))
-    return pb.JobStatus.FromString(answer.bodies[0])
-
-
 def _output(server: Server, name: str) -> bytes:
-    path = server.state / "jobs" / name.rpartition("/")[2] / "output"
-    return path.read_bytes()
+    return (output_directory(server, name) / "output").read_bytes()
 
 
 @pytest.mark.parametrize("kind", PROGRAMS)
@@ -69,7 +64,10 @@ def test_r8_stop_ends_the_whole_tree(server: Server, caller: RawClient, kind: st
     assert stop(caller, name, 0.2) == "OK"
     assert not [pid for pid in pids if alive(pid)]
     assert not processes_with(mark)
-    assert (final(caller, name).state, final(caller, name).signal) == (pb.JOB_STATE_STOPPED, signal.SIGKILL)
+    assert (caller.job_status(name, wait=True).state, caller.job_status(name, wait=True).signal) == (
+        pb.JOB_STATE_STOPPED,
+        signal.SIGKILL,
+    )
 
 
 def test_r8_a_stop_goes_on_when_who_asked_has_gone(server: Server, caller: RawClient) -> None:
@@ -81,7 +79,7 @@ def test_r8_a_stop_goes_on_when_who_asked_has_gone(server: Server, caller: RawCl
         # A stop is recorded before the signal is sent.
         wait_until("it is being stopped", lambda: _stop_by(server, name))
         client.kill()
-    status = final(caller, name)
+    status = caller.job_status(name, wait=True)
     assert (status.state, status.signal) == (pb.JOB_STATE_STOPPED, signal.SIGKILL)
 
 
@@ -97,10 +95,10 @@ def test_r8_stop_by_many_at_once_is_one_stop(server: Server, caller: RawClient) 
     wait_until("it is up", lambda: _output(server, name) == b"up\n")
     with ThreadPoolExecutor(20) as pool:
         assert set(pool.map(lambda number: stop(caller, name, 0.5 + number / 50), range(20))) == {"OK"}
-    before = final(caller, name)
+    before = caller.job_status(name, wait=True)
     assert (before.state, before.signal) == (pb.JOB_STATE_STOPPED, signal.SIGKILL)
     assert stop(caller, name, 1) == "OK"
-    assert final(caller, name) == before
+    assert caller.job_status(name, wait=True) == before
 
 
 def test_r8_stop_that_races_the_end_gives_one_final_state(server: Server, caller: RawClient) -> None:
@@ -118,11 +116,11 @@ def test_r8_stop_that_races_the_end_gives_one_final_state(server: Server, caller
         for thread in threads:
             thread.start()
         ready.wait()
-        first = final(caller, name)
+        first = caller.job_status(name, wait=True)
         for thread in threads:
             thread.join()
         assert answers == ["OK"] * 2
-        assert final(caller, name) == first
+        assert caller.job_status(name, wait=True) == first
         assert first.state in (pb.JOB_STATE_STOPPED, pb.JOB_STATE_FAILED), number
         assert first.exit_code in (3, 137)
         assert first.state == pb.JOB_STATE_STOPPED or first.exit_code == 3

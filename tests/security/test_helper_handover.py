@@ -7,18 +7,13 @@ from pathlib import Path
 
 import pytest
 from support.helper_driver import TAG, Helper
+from support.process_usage import rss_bytes
 from support.processes import live_processes_with
 from support.wait import wait_until
 
 from helper.wire import Type
 
 pytestmark = pytest.mark.usefixtures("as_root")
-
-
-def _held(pid: int) -> tuple[int, int]:
-    """Open fds and bytes of resident memory."""
-    resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return len(os.listdir(f"/proc/{pid}/fd")), resident
 
 
 def test_s32_the_queue_towards_an_api_that_does_not_read_is_bounded(policy: Path) -> None:
@@ -29,7 +24,7 @@ def test_s32_the_queue_towards_an_api_that_does_not_read_is_bounded(policy: Path
             while True:
                 helper.send(Type.KILL, handle=99)
                 sent += 1
-        memory = _held(helper.process.pid)[1]
+        memory = rss_bytes(helper.process.pid)
         assert memory < 64 << 20
         # Each has an answer once we read, in both sockets' buffers and the queue: none was dropped.
         helper.sock.settimeout(30)

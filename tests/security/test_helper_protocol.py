@@ -3,7 +3,6 @@
 import array
 import ast
 import errno
-import os
 import random
 import socket
 import struct
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from support.checkout import ROOT
 from support.helper_driver import ENV, TAG, VIOLATION, Helper
+from support.process_usage import process_usage, rss_bytes
 from support.processes import live_processes_with
 
 from helper import wire
@@ -155,9 +155,9 @@ def test_s3_fds_that_are_passed_are_discarded_and_nothing_grows(policy: Path) ->
 
     with Helper(policy) as helper:
         ask(1000)
-        before = _held(helper.process.pid)
+        before = _fds_and_memory(helper.process.pid)
         ask(100_000)
-        fds, memory = _held(helper.process.pid)
+        fds, memory = _fds_and_memory(helper.process.pid)
         assert fds == before[0]
         assert memory - before[1] < 1 << 20
 
@@ -165,10 +165,8 @@ def test_s3_fds_that_are_passed_are_discarded_and_nothing_grows(policy: Path) ->
 _BATCH = 10  # fewer than what a socket holds
 
 
-def _held(pid: int) -> tuple[int, int]:
-    """Open fds and bytes of resident memory."""
-    resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return len(os.listdir(f"/proc/{pid}/fd")), resident
+def _fds_and_memory(pid: int) -> tuple[int, int]:
+    return process_usage(pid).fds, rss_bytes(pid)
 
 
 def _raw(kind: Type, payload: bytes) -> bytes:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from soak import inject, observer
-from soak.calls import Answer
+from soak.calls import CallFailed
 from soak.load import KEEP_JOBS, Load
 from support.certificates import make_certificates
 from support.policies import policy_text, write_policy
@@ -118,7 +118,7 @@ async def _load(
     load.stopping.set()
     try:
         await running
-    except (Answer, TimeoutError) as error:
+    except (CallFailed, TimeoutError) as error:
         load.violations.append(f"at the end: {type(error).__name__} {error}")
     await load.close()
     await asyncio.to_thread(ask, "settle")

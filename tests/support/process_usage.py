@@ -41,8 +41,13 @@ def cpu_ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
+def memory_bytes(pid: int, key: str) -> int:
+    """VmRSS now, or VmHWM, its highest so far."""
+    return int(Path(f"/proc/{pid}/status").read_text().split(f"{key}:")[1].split()[0]) * 1024
+
+
 def rss_bytes(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
+    return memory_bytes(pid, "VmRSS")
 
 
 def highest_fd(pid: int) -> int:

@@ -70,6 +70,12 @@ class RawClient:
         assert answer.code is grpc.StatusCode.OK, answer
         return pb.JobResponse.FromString(answer.bodies[0])
 
+    def job_status(self, name: str, **fields: Any) -> pb.JobStatus:
+        """The status in the response to GetJobStatus, which must be OK."""
+        response = self.call(f"/{SERVICE}/GetJobStatus", pb.GetJobStatusRequest(name=name, **fields))
+        assert response.code is grpc.StatusCode.OK, response
+        return pb.JobStatus.FromString(response.bodies[0])
+
     def status(self, name: str) -> Response:
         return self.call(f"/{SERVICE}/GetJobStatus", pb.GetJobStatusRequest(name=name))
 
