@@ -84,7 +84,7 @@ def test_compressed_text_is_the_same(server: Server) -> None:
         (["--stream", "stdin"], b"stdin"),
     ],
 )
-def test_bad_wishes(server: Server, job: str, arguments: list[str], text: bytes) -> None:
+def test_invalid_options(server: Server, job: str, arguments: list[str], text: bytes) -> None:
     done = server.client("watch", *arguments, job)
     assert (done.returncode, done.stdout) == (125, b"")
     assert text in done.stderr

@@ -48,7 +48,7 @@ def put(path: Path, data: bytes) -> None:
     new.replace(path)
 
 
-class Rotating:
+class RotatingServer:
     """A server whose files can be replaced; its clients trust those of `roots`."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Rotating:
         self.server.ssl = Path(tempfile.mkdtemp(dir=place))
         (self.server.ssl / "root.pem").write_bytes(b"".join((source / "root.pem").read_bytes() for source in roots))
         self.as_user_of(first)
-        self.told = len(self.lines())
+        self.lines_seen = len(self.lines())
 
     def as_user_of(self, source: Path) -> None:
         """The client's pair from then on."""
@@ -83,8 +83,8 @@ class Rotating:
 
     def new_lines(self) -> list[str]:
         """What the server's log has got since the last time."""
-        lines = self.lines()[self.told :]
-        self.told += len(lines)
+        lines = self.lines()[self.lines_seen :]
+        self.lines_seen += len(lines)
         return lines
 
     def served(self) -> str:
@@ -113,15 +113,15 @@ def second(place: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rotating(make_server: Callable[..., Server], place: Path, first: Path, second: Path) -> Rotating:
+def rotating(make_server: Callable[..., Server], place: Path, first: Path, second: Path) -> RotatingServer:
     """For tests that leave the files of `first` behind."""
-    return Rotating(make_server, place, first, [first, second])
+    return RotatingServer(make_server, place, first, [first, second])
 
 
 def test_r16_a_roll_over_to_another_authority_while_a_watcher_streams(
     make_server: Callable[..., Server], place: Path, first: Path, second: Path
 ) -> None:
-    rotating = Rotating(make_server, place, first, [first, second])
+    rotating = RotatingServer(make_server, place, first, [first, second])
     server = rotating.server
     pids = server.children()
     name = server.detach("bash", "-c", COUNT)
@@ -167,7 +167,7 @@ def test_r16_a_roll_over_to_another_authority_while_a_watcher_streams(
     assert server.children() == pids
 
 
-def _check_tls_1_3_only(rotating: Rotating, source: Path) -> None:
+def _check_tls_1_3_only(rotating: RotatingServer, source: Path) -> None:
     context = tls.create_default_context(cafile=str(source / "root.pem"))
     context.load_cert_chain(source / "client.pem", source / "client-key.pem")
     address = ("127.0.0.1", rotating.server.port)
@@ -199,7 +199,7 @@ BAD = {
 }
 
 
-def _spoil(fault: str, rotating: Rotating, second: Path, place: Path) -> None:
+def _spoil(fault: str, rotating: RotatingServer, second: Path, place: Path) -> None:
     """The files of `second` take the place of those in use, with one fault."""
     cert, key, root = (rotating.files / name for name in ("server.pem", "server-key.pem", "root.pem"))
     made = Path(tempfile.mkdtemp(dir=place))
@@ -237,9 +237,9 @@ def _spoil(fault: str, rotating: Rotating, second: Path, place: Path) -> None:
 
 @pytest.mark.parametrize("fault", BAD)
 def test_r16_bad_files_keep_those_of_before_and_are_told_once(
-    rotating: Rotating, place: Path, first: Path, second: Path, fault: str
+    rotating: RotatingServer, place: Path, first: Path, second: Path, fault: str
 ) -> None:
-    rotating.told = len(rotating.lines())
+    rotating.lines_seen = len(rotating.lines())
     _spoil(fault, rotating, second, place)
     for _ in range(3):
         assert rotating.serves(first)
@@ -256,12 +256,12 @@ def test_r16_bad_files_keep_those_of_before_and_are_told_once(
     assert rotating.code(second / "client") is UNAVAILABLE
 
 
-def test_r16_an_api_that_starts_anew_meets_bad_files(rotating: Rotating, first: Path, second: Path) -> None:
+def test_r16_an_api_that_starts_anew_meets_bad_files(rotating: RotatingServer, first: Path, second: Path) -> None:
     """The copies that were made at the server's start serve until the files are good again; the jobs run on."""
     server = rotating.server
     name = server.detach("sleep", "1000")
     put(rotating.files / "server.pem", (second / "server.pem").read_bytes())
-    rotating.told = len(rotating.lines())
+    rotating.lines_seen = len(rotating.lines())
     api = server.children()["api"]
     os.kill(api, signal.SIGKILL)
     wait_until("the api has ended", lambda: not alive(api))
@@ -279,7 +279,7 @@ def test_r16_an_api_that_starts_anew_meets_bad_files(rotating: Rotating, first: 
 def test_r16_a_key_that_is_roots_alone_is_told_at_the_start(
     make_server: Callable[..., Server], place: Path, first: Path, second: Path
 ) -> None:
-    rotating = Rotating(make_server, place, first, [first, second], owner="root")
+    rotating = RotatingServer(make_server, place, first, [first, second], owner="root")
     key = rotating.files / "server-key.pem"
     (line,) = [line for line in rotating.lines() if "cannot be read" in line]
     assert line == (

@@ -31,7 +31,7 @@ SILENT = f"trap 'echo end; exit 8' TERM; {FIFO}; read -u 3"
 ESTABLISHED = "01"  # in /proc/net/tcp
 
 
-class Stuck:
+class UnansweredCalls:
     """A server whose helper answers nothing any more, and calls to it that were begun then."""
 
     def __init__(self, server: Server, ssl: Path) -> None:
@@ -58,12 +58,12 @@ class Stuck:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def stuck(make_server: Callable[..., Server], ssl: Path) -> Iterator[Stuck]:
+def unanswered(make_server: Callable[..., Server], ssl: Path) -> Iterator[UnansweredCalls]:
     """Begun before the first test: what it waits for takes half a minute."""
-    stuck = Stuck(make_server(), ssl)
-    yield stuck
-    os.kill(stuck.helper, signal.SIGCONT)
-    stuck.caller.channel.close()
+    unanswered = UnansweredCalls(make_server(), ssl)
+    yield unanswered
+    os.kill(unanswered.helper, signal.SIGCONT)
+    unanswered.caller.channel.close()
 
 
 def _through(proxy: Proxy, server: Server, verb: str, *words: str) -> "subprocess.Popen[bytes]":
@@ -144,19 +144,19 @@ def test_r4_a_client_whose_notes_nobody_reads_goes_on(make_server: Callable[...,
     assert watch.returncode == 7
 
 
-def test_r4_calls_that_the_helper_leaves_unanswered_end(stuck: Stuck) -> None:
+def test_r4_calls_that_the_helper_leaves_unanswered_end(unanswered: UnansweredCalls) -> None:
     """Each by the server itself. It has not ended, and serves what needs no helper; keepalive bothers nobody."""
-    left = max(stuck.began + REPLY_TIMEOUT_S + SLACK_S - time.monotonic(), 1)
-    wait_until("all calls have ended", lambda: all(call.done() for call in stuck.calls), left)
-    assert {call.code() for call in stuck.calls} == {grpc.StatusCode.UNAVAILABLE}
-    assert {call.details() for call in stuck.calls} == {"the helper does not answer"}
-    _, errors = stuck.client.communicate(timeout=CALL_TIMEOUT_S)
-    assert stuck.client.returncode == 125
+    left = max(unanswered.began + REPLY_TIMEOUT_S + SLACK_S - time.monotonic(), 1)
+    wait_until("all calls have ended", lambda: all(call.done() for call in unanswered.calls), left)
+    assert {call.code() for call in unanswered.calls} == {grpc.StatusCode.UNAVAILABLE}
+    assert {call.details() for call in unanswered.calls} == {"the helper does not answer"}
+    _, errors = unanswered.client.communicate(timeout=CALL_TIMEOUT_S)
+    assert unanswered.client.returncode == 125
     assert errors.count(b"\n") == 1
-    assert stuck.caller.call_method("ListJobs", "tele-tester").code is grpc.StatusCode.OK
-    assert time.monotonic() - stuck.began > 3 * bounds.KEEPALIVE_S - SLACK_S / 2
-    os.kill(stuck.helper, signal.SIGCONT)  # those that were asked to kill the job do
-    output, errors = stuck.watch.communicate(timeout=30)
+    assert unanswered.caller.call_method("ListJobs", "tele-tester").code is grpc.StatusCode.OK
+    assert time.monotonic() - unanswered.began > 3 * bounds.KEEPALIVE_S - SLACK_S / 2
+    os.kill(unanswered.helper, signal.SIGCONT)  # those that were asked to kill the job do
+    output, errors = unanswered.watch.communicate(timeout=30)
     assert output == b""
-    assert stuck.watch.returncode in (128 + signal.SIGTERM, 128 + signal.SIGKILL)
+    assert unanswered.watch.returncode in (128 + signal.SIGTERM, 128 + signal.SIGKILL)
     assert b"connecting again" not in errors

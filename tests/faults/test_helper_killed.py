@@ -58,12 +58,12 @@ def test_r2_a_killed_helper_is_replaced_and_its_jobs_are_lost(server: Server) ->
     assert answer.code is grpc.StatusCode.UNAVAILABLE
     assert "the root helper has died and is being started again" in answer.details
     command = server.client_command("run", "--", "echo", "at last")
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as patient:
-        assert patient.stderr is not None
-        assert b"the start is not confirmed; asking again" in patient.stderr.readline()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as client:
+        assert client.stderr is not None
+        assert b"the start is not confirmed; asking again" in client.stderr.readline()
         server.process.send_signal(signal.SIGCONT)
-        assert patient.communicate(timeout=30)[0] == b"at last\n"
-    assert patient.returncode == 0
+        assert client.communicate(timeout=30)[0] == b"at last\n"
+    assert client.returncode == 0
     wait_until("a new helper starts jobs", lambda: server.runs_jobs())
     after = server.children()
     assert after["api"] == before["api"]

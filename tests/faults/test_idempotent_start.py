@@ -33,7 +33,7 @@ def name_of(answer: Response) -> str:
     return pb.JobResponse.FromString(answer.bodies[0]).name
 
 
-def sleeping(seconds: str) -> list[int]:
+def sleep_jobs(seconds: str) -> list[int]:
     """The pids of jobs: a client has this in its command line with a space."""
     return processes_with(f"sleep\0{seconds}\0")
 
@@ -47,24 +47,24 @@ def stopped(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def asked(server: Server) -> bool:
+def start_is_pending(server: Server) -> bool:
     """Whether the api has noted one start, and what it asks waits in the socket of the stopped helper."""
-    return pending_starts(server) == 1 and received(server)
+    return pending_starts(server) == 1 and helper_socket_has_data(server)
 
 
-def received(server: Server) -> bool:
+def helper_socket_has_data(server: Server) -> bool:
     """Whether anything waits in the stopped helper's socket: `ss` shows its queue."""
     done = subprocess.run(["ss", "-xpH"], capture_output=True, text=True, check=True)
     helper = f"pid={server.children()['helper']},fd=0)"
     return any(int(line.split()[2]) > 0 for line in done.stdout.splitlines() if helper in line)
 
 
-def idle(pid: int) -> bool:
+def sleeps_in_epoll(pid: int) -> bool:
     """Whether a process sleeps in epoll_wait: it has done all that it could."""
     return Path(f"/proc/{pid}/syscall").read_text().split()[0] in ("232", "281")
 
 
-def end_api(server: Server) -> None:
+def kill_api(server: Server) -> None:
     """kill -9, and a new one that answers."""
     api = server.children()["api"]
     os.kill(api, signal.SIGKILL)
@@ -134,13 +134,13 @@ def test_r20_many_at_once_while_the_first_is_starting(own: Server, ssl: Path) ->
     with RawClient(own, ssl / "client") as owner, RawClient(own, ssl / "client") as second:
         with stopped(own.children()["helper"]):
             calls = [caller.start_call(START, request) for caller in (owner, second) for _ in range(5)]
-            wait_until("the helper is asked", lambda: asked(own))
+            wait_until("the start waits in the socket of the helper", lambda: start_is_pending(own))
             request.argv[1] = b"1"
             different = second.start_call(START, request)
         names = {pb.JobResponse.FromString(body).name for call in calls for body in call}
         assert len(names) == 1
         assert different.code() is EXISTS
-        assert len(sleeping("22.36067")) == 1
+        assert len(sleep_jobs("22.36067")) == 1
         owner.call(f"/{SERVICE}/DeleteJob", pb.DeleteJobRequest(name=names.pop(), force=True))
 
 
@@ -150,16 +150,16 @@ def test_r20_a_client_that_dies_before_the_answer(own: Server, ssl: Path) -> Non
     with stopped(own.children()["helper"]):
         client = RawClient(own, ssl / "client")
         call = client.start_call(START, request)
-        wait_until("the helper is asked", lambda: asked(own))
+        wait_until("the start waits in the socket of the helper", lambda: start_is_pending(own))
         client.channel.close()
         assert call.code() is grpc.StatusCode.CANCELLED
         with RawClient(own, ssl / "client") as owner:  # the api has seen the other go
             assert owner.call(START, b"\xff").code is not OK
-    wait_until("the job runs", lambda: sleeping("24.49489"))
-    (pid,) = sleeping("24.49489")
+    wait_until("the job runs", lambda: sleep_jobs("24.49489"))
+    (pid,) = sleep_jobs("24.49489")
     with RawClient(own, ssl / "client") as owner:
         first = name_of(owner.call(START, request))
-        assert sleeping("24.49489") == [pid]
+        assert sleep_jobs("24.49489") == [pid]
         assert [job["name"] for job in list_jobs(own, "--state", "running")] == [first]
         owner.call(f"/{SERVICE}/DeleteJob", pb.DeleteJobRequest(name=first, force=True))
     assert own.log_text() == before
@@ -186,14 +186,14 @@ def test_r20_the_api_dies_when_the_job_runs_and_its_record_is_not_written(own: S
     api, helper = (own.children()[name] for name in ("api", "helper"))
     with stopped(helper):
         client = run_detached(own, "26.45751")
-        wait_until("the helper is asked", lambda: asked(own))
+        wait_until("the start waits in the socket of the helper", lambda: start_is_pending(own))
         os.kill(api, signal.SIGSTOP)
-    wait_until("the job runs", lambda: sleeping("26.45751"))
-    (pid,) = sleeping("26.45751")
+    wait_until("the job runs", lambda: sleep_jobs("26.45751"))
+    (pid,) = sleep_jobs("26.45751")
     wait_until("the answer waits in the api's socket", lambda: _waits(helper))
-    end_api(own)
+    kill_api(own)
     name = finished(own, client)
-    assert sleeping("26.45751") == [pid]
+    assert sleep_jobs("26.45751") == [pid]
     assert own.client("stop", "--stop-timeout", "0", name).returncode == 0
     assert own.client("watch", name).returncode == 137
 
@@ -207,12 +207,12 @@ def test_r20_the_api_dies_before_the_job_runs(own: Server) -> None:
     """The helper gets the start and the next api's greeting at once: that start ends, the client's next one counts."""
     with stopped(own.children()["helper"]):
         client = run_detached(own, "28.28427")
-        wait_until("the helper is asked", lambda: asked(own))
-        end_api(own)
+        wait_until("the start waits in the socket of the helper", lambda: start_is_pending(own))
+        kill_api(own)
         wait_until("a new api is there", lambda: "api" in own.children())
-        wait_until("it waits for the helper", lambda: idle(own.children()["api"]))
+        wait_until("it waits for the helper", lambda: sleeps_in_epoll(own.children()["api"]))
     name = finished(own, client)
-    assert len(sleeping("28.28427")) == 1
+    assert len(sleep_jobs("28.28427")) == 1
     assert pending_starts(own) == 0
     assert own.client("rm", "-f", name).returncode == 0
 
@@ -223,13 +223,13 @@ def test_r20_without_an_id_a_job_that_nobody_knows_of_is_ended(own: Server, ssl:
     with RawClient(own, ssl / "client") as owner:
         with stopped(helper):
             call = owner.start_call(START, pb.StartJobRequest(argv=[b"sleep", b"30.00001"], working_directory="/"))
-            wait_until("the api waits", lambda: received(own))
+            wait_until("the api waits", lambda: helper_socket_has_data(own))
             os.kill(api, signal.SIGSTOP)
-        wait_until("the job runs", lambda: sleeping("30.00001"))
+        wait_until("the job runs", lambda: sleep_jobs("30.00001"))
         wait_until("the answer waits in the api's socket", lambda: _waits(helper))
-        end_api(own)
+        kill_api(own)
         assert call.code() is grpc.StatusCode.UNAVAILABLE
-    wait_until("the job has ended", lambda: not sleeping("30.00001"))
+    wait_until("the job has ended", lambda: not sleep_jobs("30.00001"))
     assert not list_jobs(own, "--state", "running")
 
 
@@ -237,7 +237,7 @@ def test_r20_an_id_is_known_to_the_next_api(own: Server, ssl: Path) -> None:
     request_id = str(uuid.uuid4())
     with RawClient(own, ssl / "client") as owner:
         first = name_of(start(owner, request_id))
-    end_api(own)
+    kill_api(own)
     wait_until("a new api answers", lambda: own.client("ls").returncode == 0)
     with RawClient(own, ssl / "client") as owner:
         assert name_of(start(owner, request_id)) == first

@@ -25,7 +25,7 @@ class World(NamedTuple):
     """All there is. Apis are numbered; from `greeted` to `released` it is what the one that lives has in memory."""
 
     endless: bool  # the job ends only when it is killed
-    asked_by: int = 0  # the api that was asked for the job; 0: none yet
+    started_by: int = 0  # the api that was asked for the job; 0: none yet
     answered: bool = False  # the client has its name
     helper: bool = True
     job: JobState | None = None  # in the helper's table
@@ -104,12 +104,12 @@ class Model:
         if world.job is JobState.STARTING and world.killed:
             yield world.to(job=JobState.DYING)
         elif world.job is JobState.STARTING:
-            yield world.to(job=JobState.RUNNING).says(Type.STARTED, world.asked_by)
+            yield world.to(job=JobState.RUNNING).says(Type.STARTED, world.started_by)
             yield world.to(failed=True, killed=True)
         elif world.job is JobState.RUNNING and (world.killed or not world.endless):
             yield world.to(job=JobState.DYING)
         elif world.job is JobState.DYING and world.failed:
-            yield world.to(job=None).says(Type.ERROR, world.asked_by)
+            yield world.to(job=None).says(Type.ERROR, world.started_by)
         elif world.job is JobState.DYING:
             yield world.to(job=JobState.ENDED).says(Type.EXITED)
 
@@ -135,8 +135,8 @@ class Model:
             yield self.hear(world.to(socket=world.socket[1:]), *world.socket[0])
         elif not world.helper and not (world.facts and world.tracked):  # EOF: a new helper, to be greeted
             yield self.lose(world).to(**_NO_MEMORY, helper=True).to(up=True, api=world.api + 1).asks(Type.HELLO)
-        if world.greeted and not world.asked_by and world.helper:
-            yield world.to(asked_by=world.api).asks(Type.START)
+        if world.greeted and not world.started_by and world.helper:
+            yield world.to(started_by=world.api).asks(Type.START)
         if world.started:
             yield world.records(State.RUNNING).to(started=False, tracked=True, answered=True)
         if world.tracked and world.answered and not world.stopping and world.helper:

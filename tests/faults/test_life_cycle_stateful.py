@@ -38,7 +38,7 @@ PROGRAMS: dict[str, tuple[str, bytes, int | None]] = {
     "slow": ("echo up; sleep 0.1; echo down; exit 3", b"up\ndown\n", 3),
     "sleeps": ("echo ready; exec sleep 1000", b"ready\n", None),
     "stays": (f"{_PRINT}; exec sleep 1000", _LINES, None),
-    "deaf": ("trap '' TERM; echo ready; sleep 1000", b"ready\n", None),
+    "ignores SIGTERM": ("trap '' TERM; echo ready; sleep 1000", b"ready\n", None),
 }
 SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1, signal.SIGCONT)
 End = tuple[State, Reason, int, int]  # with exit code and signal
@@ -55,14 +55,14 @@ class Model:
         self.final: pb.JobStatus | None = None
 
     def signalled(self, number: int) -> None:
-        if number == signal.SIGCONT or (number == signal.SIGTERM and self.kind == "deaf"):
+        if number == signal.SIGCONT or (number == signal.SIGTERM and self.kind == "ignores SIGTERM"):
             return
         self.ends.add((State.FAILED, Reason.SIGNALED, 128 + number, number))
         self.must_end = True
 
     def stopped(self, grace: bool) -> None:
         """It says STOPPED, with what ended it: an end of before, its stop signal, or the kill after the grace."""
-        number = signal.SIGTERM if grace and self.kind != "deaf" else signal.SIGKILL
+        number = signal.SIGTERM if grace and self.kind != "ignores SIGTERM" else signal.SIGKILL
         already = {(State.STOPPED, Reason.STOPPED, code, ended) for _, _, code, ended in self.ends}
         if self.must_end:
             already.add((State.STOPPED, Reason.STOPPED, 128 + signal.SIGKILL, int(signal.SIGKILL)))
@@ -133,10 +133,11 @@ class LifeCycle(RuleBasedStateMachine):
         argv = [b"/bin/sh", b"-c", PROGRAMS[kind][0].encode()]
         answer = pb.JobResponse.FromString(self.expect(pb.StartJobRequest(argv=argv), OK).bodies[0])
         self.jobs.append(Model(answer.name, kind))
-        if kind == "deaf":  # before that it is not
+        if kind == "ignores SIGTERM":  # before that it is not
             status = pb.GetJobStatusRequest(name=answer.name)
             wait_until(
-                "it is deaf", lambda: pb.JobStatus.FromString(self.expect(status, OK).bodies[0]).stdout_bytes == 6
+                "it ignores SIGTERM by now",
+                lambda: pb.JobStatus.FromString(self.expect(status, OK).bodies[0]).stdout_bytes == 6,
             )
 
     @rule(argv=st.sampled_from([[b"/nowhere"], [b"/etc/passwd"], [b""], []]))
@@ -157,7 +158,7 @@ class LifeCycle(RuleBasedStateMachine):
     def stop(self, data: st.DataObject, grace_ms: int | None) -> None:
         job = self.some(data)
         request = pb.StopJobRequest(name=job.name)
-        if grace_ms is not None or job.kind == "deaf":
+        if grace_ms is not None or job.kind == "ignores SIGTERM":
             request.grace.FromMilliseconds(grace_ms or 0)
         if not job.final:
             job.stopped(grace=not request.HasField("grace") or bool(grace_ms))

@@ -194,11 +194,11 @@ def test_a_timeout_asks_first_and_kills_after_the_grace(policy: Path) -> None:
     with Helper(policy) as helper:
         began = time.monotonic()
         polite = helper.start("sleep", "100", timeout_ms=300)
-        deaf = helper.start("sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done", timeout_ms=3000)
+        ignores_sigterm = helper.start("sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done", timeout_ms=3000)
         facts = helper.finish(polite).facts
         assert (facts["signal"], facts["timed_out"], facts["killed"]) == (signal.SIGTERM, 1, 0)
         assert 0.3 <= time.monotonic() - began < GRACE_S
-        facts = helper.finish(deaf).facts
+        facts = helper.finish(ignores_sigterm).facts
         assert (facts["signal"], facts["timed_out"]) == (signal.SIGKILL, 1)
         assert time.monotonic() - began >= GRACE_S
         assert helper.run("true", timeout_ms=60_000).facts["timed_out"] == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.checkout import ROOT
 from support.helper_driver import VIOLATION, Helper
-from support.helper_startup import helper_of, outcome, run
+from support.helper_startup import helper_command, run_helper, startup_outcome
 from support.policies import policy_text, write_policy
 from support.processes import alive, descendants
 from support.wait import DEADLINE_S
@@ -23,12 +23,12 @@ EXIT_SETUP = 125
 
 
 def test_s7_stdin_must_be_a_connected_socket(policy: Path) -> None:
-    command = helper_of(ROOT, policy)
+    command = helper_command(ROOT, policy)
     with open(os.devnull) as file:
-        status, said = run(file.fileno(), *command)
+        status, said = run_helper(file.fileno(), *command)
     assert (status, "stdin is not a socket" in said) == (EXIT_SETUP, True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as alone:
-        status, said = run(alone.fileno(), *command)
+        status, said = run_helper(alone.fileno(), *command)
     assert (status, "may not use the helper" in said) == (EXIT_SETUP, True)
 
 
@@ -39,19 +39,19 @@ def test_s7_a_peer_who_did_not_start_it_is_refused(policy: Path) -> None:
     finally:
         os.seteuid(0)
     with ours, theirs:
-        status, said = run(theirs.fileno(), *helper_of(ROOT, policy))
+        status, said = run_helper(theirs.fileno(), *helper_command(ROOT, policy))
         assert (status, f"uid {NOBODY} may not use the helper" in said) == (EXIT_SETUP, True)
         ours.close()
         # The same socket is good when that user is the one behind sudo, and then again not when the policy says so.
-        assert run(theirs.fileno(), *helper_of(ROOT, policy), env={"SUDO_UID": str(NOBODY)}) == (0, "")
+        assert run_helper(theirs.fileno(), *helper_command(ROOT, policy), env={"SUDO_UID": str(NOBODY)}) == (0, "")
 
 
 def test_s7_the_policy_can_name_the_only_uids(place: Path) -> None:
     only = write_policy(place, "allowed", policy_text("allowed_uids = [12345]\n"))
-    status, said = outcome(*helper_of(ROOT, only))
+    status, said = startup_outcome(*helper_command(ROOT, only))
     assert (status, "allowed_uids" in said) == (EXIT_SETUP, True)
     both = write_policy(place, "allowed", policy_text("allowed_uids = [12345, 0]\n"))
-    assert outcome(*helper_of(ROOT, both)) == (0, "")
+    assert startup_outcome(*helper_command(ROOT, both)) == (0, "")
 
 
 def test_s7_a_keeper_is_for_root_alone(policy: Path) -> None:
@@ -63,12 +63,12 @@ def test_s7_a_keeper_is_for_root_alone(policy: Path) -> None:
         finally:
             os.seteuid(0)
         with ours, theirs:
-            status, said = run(theirs.fileno(), *helper_of(ROOT, policy), env={"SUDO_UID": caller})
+            status, said = run_helper(theirs.fileno(), *helper_command(ROOT, policy), env={"SUDO_UID": caller})
             assert (status, "may not use the helper" in said) == (EXIT_SETUP, True)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
         ours.close()
-        assert run(theirs.fileno(), *helper_of(ROOT, policy)) == (0, "")
+        assert run_helper(theirs.fileno(), *helper_command(ROOT, policy)) == (0, "")
 
 
 def test_s7_a_keeper_starts_one_helper_for_each_byte_and_only_after_a_kill(policy: Path) -> None:
@@ -76,7 +76,7 @@ def test_s7_a_keeper_starts_one_helper_for_each_byte_and_only_after_a_kill(polic
     ours.settimeout(DEADLINE_S)
     with theirs:
         keeper = subprocess.Popen(
-            helper_of(ROOT, policy), stdin=theirs.fileno(), env={"LANG": "C", "LEAK": "1"}, cwd="/", stderr=-3
+            helper_command(ROOT, policy), stdin=theirs.fileno(), env={"LANG": "C", "LEAK": "1"}, cwd="/", stderr=-3
         )
     with keeper, ours:
         first, pid = _ask_keeper(ours, keeper.pid, b"L")

@@ -44,7 +44,7 @@ def _answer(
     theirs.sendmsg([datagram], rights)
 
 
-async def _asked(theirs: socket.socket) -> int:
+async def _next_request_id(theirs: socket.socket) -> int:
     """The request id of what the link sends."""
     return wire.unpack(await asyncio.get_running_loop().sock_recv(theirs, wire.MAX_MESSAGE)).request_id
 
@@ -70,7 +70,7 @@ def _is_lost(link: HelperLink) -> None:
 def test_s3_a_wrong_count_of_fds_closes_all_and_ends_the_link(announced: int, passed: int) -> None:
     async def test(link: HelperLink, theirs: socket.socket) -> None:
         task = _start(link)
-        _answer(theirs, _started(await _asked(theirs), announced), passed)
+        _answer(theirs, _started(await _next_request_id(theirs), announced), passed)
         with pytest.raises(HelperUnavailable):
             await task
         _is_lost(link)
@@ -97,7 +97,7 @@ def test_s3_fds_with_a_message_that_has_none_are_closed(datagram: bytes) -> None
 def test_s3_three_fds_are_received_and_close_on_exec() -> None:
     async def test(link: HelperLink, theirs: socket.socket) -> None:
         task = _start(link)
-        _answer(theirs, _started(await _asked(theirs), 3), 3)
+        _answer(theirs, _started(await _next_request_id(theirs), 3), 3)
         job = await task
         fds = [job.stdout_fd, job.stderr_fd, job.cgroup_fd]
         assert len(set(fds)) == 3
@@ -145,7 +145,7 @@ def test_s3_what_an_api_before_left_in_the_socket_is_told_apart() -> None:
         _answer(theirs, _started(78, 3), 3)
         _answer(theirs, _exited(5, 1), 0)
         hello = asyncio.create_task(link.hello())
-        request = await _asked(theirs)
+        request = await _next_request_id(theirs)
         _answer(theirs, _adopt(77, 1), 3)
         welcome: dict[str, Any] = {"live_jobs": 2, "max_jobs": 9, "missing_controllers": [], "profiles": [b"host"]}
         _answer(theirs, wire.pack(Type.WELCOME, request, **welcome), 0)
@@ -172,7 +172,7 @@ def test_s3_what_an_api_before_left_in_the_socket_is_told_apart() -> None:
 def test_s3_a_helper_that_dies_while_it_hands_over_leaves_no_fd() -> None:
     async def test(link: HelperLink, theirs: socket.socket) -> None:
         hello = asyncio.create_task(link.hello())
-        request = await _asked(theirs)
+        request = await _next_request_id(theirs)
         welcome: dict[str, Any] = {"live_jobs": 2, "max_jobs": 9, "missing_controllers": [], "profiles": [b"host"]}
         _answer(theirs, wire.pack(Type.WELCOME, request, **welcome), 0)
         _answer(theirs, _adopt(request, 2), 3)
@@ -211,10 +211,10 @@ def test_s3_a_start_that_is_given_up_is_ended(when: str) -> None:
     async def test(link: HelperLink, theirs: socket.socket) -> None:
         hello = asyncio.create_task(link.hello())
         welcome: dict[str, Any] = {"live_jobs": 0, "max_jobs": 9, "missing_controllers": [], "profiles": [b"host"]}
-        _answer(theirs, wire.pack(Type.WELCOME, await _asked(theirs), **welcome), 0)
+        _answer(theirs, wire.pack(Type.WELCOME, await _next_request_id(theirs), **welcome), 0)
         await hello
         task = _start(link)
-        request = await _asked(theirs)
+        request = await _next_request_id(theirs)
         if when == "with":
             _answer(theirs, _started(request, 3), 3)
             link._receive()

@@ -35,16 +35,16 @@ _START = dict.fromkeys(wire.LIMITS.split(), 0) | {
 }
 
 
-class Ground:
+class TracedHelper:
     """A helper that is traced, and what must be as before after each start."""
 
     def __init__(self, policy: Path) -> None:
         self.helper = Helper(policy)
         self.tracer = Tracer(self.helper)
         self.proc = Path(f"/proc/{self.helper.process.pid}")
-        self.before = self.left()
+        self.before = self.leftovers()
 
-    def left(self) -> list[object]:
+    def leftovers(self) -> list[object]:
         children = (self.proc / "task" / self.proc.name / "children").read_text()
         fds = sorted(os.readlink(path) for path in (self.proc / "fd").iterdir())
         mounts = [line.split()[4] for line in (self.proc / "mountinfo").read_text().splitlines()]
@@ -57,8 +57,8 @@ class Ground:
         self.helper.send(Type.START, 7, **_START)
         seen = self._life()
         self.tracer.let_go()
-        if self._asked(Type.KILL, handle=0) is Type.ERROR:
-            assert self.left() == self.before, failing
+        if self._request(Type.KILL, handle=0) is Type.ERROR:
+            assert self.leftovers() == self.before, failing
         else:
             self._check_end(failing)
         return seen
@@ -74,12 +74,12 @@ class Ground:
         job = Job(message.fields["handle"], message.fields["uid"], *fds)
         try:
             if self.tracer.until_message() and self.helper.receive()[0].type is Type.EXITED:
-                self._asked(Type.RELEASE, handle=job.handle)
+                self._request(Type.RELEASE, handle=job.handle)
             return _confinement(read_both(job.stdout)[0].decode(), job.uid)
         finally:
             job.close()
 
-    def _asked(self, kind: Type, **fields: int) -> Type | None:
+    def _request(self, kind: Type, **fields: int) -> Type | None:
         """The reply's type; None when the helper has ended or does so now."""
         with suppress(ConnectionError):
             self.helper.send(kind, 8, **fields)
@@ -119,30 +119,30 @@ def _confinement(output: str, uid: int) -> set[str]:
 
 
 @contextmanager
-def _ground(policy: Path) -> Iterator[Ground]:
-    ground = Ground(policy)
+def _traced_helper(policy: Path) -> Iterator[TracedHelper]:
+    traced = TracedHelper(policy)
     try:
-        yield ground
+        yield traced
     finally:
-        ground.close()
+        traced.close()
 
 
 @pytest.mark.parametrize("error", [errno.ENOMEM, errno.EINTR], ids=errno.errorcode.get)
 @pytest.mark.parametrize("role", ROLES)
 def test_s34_a_fault_at_any_system_call_of_a_start_leaves_nothing(policy: Path, role: str, error: int) -> None:
-    with _ground(policy) as ground:
-        clean = ground.start()
+    with _traced_helper(policy) as traced:
+        clean = traced.start()
         assert clean
         assert "end" in clean
-        calls = ground.tracer.calls[role]
+        calls = traced.tracer.calls[role]
     index, failed = 0, 0
     while index < len(calls):
-        with _ground(policy) as ground:
-            while index < len(calls) and not ground.tracer.ended():
-                seen = ground.start((role, index, error))
+        with _traced_helper(policy) as traced:
+            while index < len(calls) and not traced.tracer.ended():
+                seen = traced.start((role, index, error))
                 # A job that did start may have been killed early, but what it saw is what every job sees.
-                assert seen is None or seen <= clean, (ground.tracer.failed, index, seen - clean)
-                failed += bool(ground.tracer.failed)
+                assert seen is None or seen <= clean, (traced.tracer.failed, index, seen - clean)
+                failed += bool(traced.tracer.failed)
                 index += 1
     assert failed > len(calls) * 0.9
 
@@ -150,20 +150,20 @@ def test_s34_a_fault_at_any_system_call_of_a_start_leaves_nothing(policy: Path, 
 def test_s18_a_step_of_the_confinement_that_fails_ends_the_start(policy: Path) -> None:
     steps = "dup2 unshare open_tree mount_setattr move_mount pivot_root umount2 mount mknodat sethostname prlimit64 "
     steps += "fchown prctl setgroups setresgid setresuid keyctl capset openat clone"
-    with _ground(policy) as ground:
-        ground.start()
-        calls = ground.tracer.calls["init"]
+    with _traced_helper(policy) as traced:
+        traced.start()
+        calls = traced.tracer.calls["init"]
         for name in steps.split():
             last = len(calls) - 1 - calls[::-1].index(name)
-            assert ground.start(("init", last, errno.EPERM)) is None, name
-            assert ground.tracer.failed == name
-            assert "execve" not in ground.tracer.calls["main"]
+            assert traced.start(("init", last, errno.EPERM)) is None, name
+            assert traced.tracer.failed == name
+            assert "execve" not in traced.tracer.calls["main"]
 
 
 def test_s17_groups_gid_and_uid_go_in_that_order_and_are_read_back(policy: Path) -> None:
-    with _ground(policy) as ground:
-        ground.start()
-        calls = ground.tracer.calls["init"]
+    with _traced_helper(policy) as traced:
+        traced.start()
+        calls = traced.tracer.calls["init"]
     assert calls.count("prctl") > int(Path("/proc/sys/kernel/cap_last_cap").read_text())
     order = "prctl setgroups setresgid setresuid keyctl capset openat read setuid clone".split()
     after = 0
@@ -173,10 +173,10 @@ def test_s17_groups_gid_and_uid_go_in_that_order_and_are_read_back(policy: Path)
 
 
 def test_s16_every_process_is_born_in_the_jobs_cgroup(policy: Path) -> None:
-    with _ground(policy) as ground:
-        ground.start()
-        calls, born = ground.tracer.calls["helper"], ground.tracer.born
-        cgroup = f"telehandler.{ground.helper.process.pid}/job-1"
+    with _traced_helper(policy) as traced:
+        traced.start()
+        calls, born = traced.tracer.calls["helper"], traced.tracer.born
+        cgroup = f"telehandler.{traced.helper.process.pid}/job-1"
     assert len(born) == 2  # init and main
     assert all(line.startswith("0::/") and line.endswith(f"/{cgroup}") for line in born), born
     # Its limits are written before: no file of the cgroup is opened after the clone, until the job is reaped.
@@ -187,12 +187,12 @@ def test_s16_every_process_is_born_in_the_jobs_cgroup(policy: Path) -> None:
 
 def test_s35_each_fork_ends_in_exec_or_exit(policy: Path) -> None:
     """The init that is told to end at its last step, and a main process whose exec fails, leave by _exit."""
-    with _ground(policy) as ground:
-        ground.start()
-        assert ground.tracer.calls["init"][-1] == "exit_group"
-        assert ground.tracer.calls["main"][-1] == "execve"
-        ground.tracer.watch()
-        ground.helper.send(Type.START, 7, **(_START | {"argv": [b"/no/such"]}))
-        assert ground.tracer.until_message()
-        assert ground.helper.receive()[0].fields["stage"] == wire.Stage.EXEC
-        assert ground.tracer.calls["main"][-3:] == ["execve", "write", "exit_group"]
+    with _traced_helper(policy) as traced:
+        traced.start()
+        assert traced.tracer.calls["init"][-1] == "exit_group"
+        assert traced.tracer.calls["main"][-1] == "execve"
+        traced.tracer.watch()
+        traced.helper.send(Type.START, 7, **(_START | {"argv": [b"/no/such"]}))
+        assert traced.tracer.until_message()
+        assert traced.helper.receive()[0].fields["stage"] == wire.Stage.EXEC
+        assert traced.tracer.calls["main"][-3:] == ["execve", "write", "exit_group"]

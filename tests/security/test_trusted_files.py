@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import sudo_user
 from support.checkout import ROOT
-from support.helper_startup import PYTHON, helper_of, outcome, run
+from support.helper_startup import ISOLATED_PYTHON, helper_command, run_helper, startup_outcome
 from support.policies import policy_text, write_policy
 
 pytestmark = pytest.mark.usefixtures("as_root")
@@ -48,39 +48,39 @@ def _owned(path: Path) -> None:
 def test_s11_code_that_is_not_roots_alone_does_not_start(
     code: Path, policy: Path, name: str, spoil: Callable[[Path], None]
 ) -> None:
-    assert outcome(*helper_of(code, policy)) == (0, "")
+    assert startup_outcome(*helper_command(code, policy)) == (0, "")
     spoil(code / name)
-    status, said = outcome(*helper_of(code, policy))
+    status, said = startup_outcome(*helper_command(code, policy))
     assert status == EXIT_SETUP
     assert f"{(code / name).resolve()} is not root's alone" in said
 
 
 def test_s11_cached_bytecode_is_code(code: Path, policy: Path) -> None:
-    assert outcome(*helper_of(code, policy)) == (0, "")
+    assert startup_outcome(*helper_command(code, policy)) == (0, "")
     cached = next((code / "helper").rglob("*.pyc"))
     _owned(cached)
-    status, said = outcome(*helper_of(code, policy))
+    status, said = startup_outcome(*helper_command(code, policy))
     assert (status, "is not root's alone" in said) == (EXIT_SETUP, True)
 
 
 def test_s11_a_policy_that_is_not_roots_alone_does_not_start(place: Path) -> None:
     path = write_policy(place, "open", policy_text())
-    assert outcome(*helper_of(ROOT, path)) == (0, "")
+    assert startup_outcome(*helper_command(ROOT, path)) == (0, "")
     for spoil in (_others, _owned):
         spoil(path)
-        status, said = outcome(*helper_of(ROOT, path))
+        status, said = startup_outcome(*helper_command(ROOT, path))
         assert (status, "is not root's alone" in said) == (EXIT_SETUP, True)
         os.chown(path, 0, 0)
         path.chmod(0o644)
     directory = place / "open directory"
     directory.mkdir()
     directory.chmod(0o777)
-    status, said = outcome(*helper_of(ROOT, write_policy(directory, "inside", policy_text())))
+    status, said = startup_outcome(*helper_command(ROOT, write_policy(directory, "inside", policy_text())))
     assert (status, "is not root's alone" in said) == (EXIT_SETUP, True)
     link = place / "link.toml"
     link.symlink_to(directory / "inside.toml")
-    assert outcome(*helper_of(ROOT, link))[0] == EXIT_SETUP
-    assert "cannot be read" in outcome(*helper_of(ROOT, place / "none.toml"))[1]
+    assert startup_outcome(*helper_command(ROOT, link))[0] == EXIT_SETUP
+    assert "cannot be read" in startup_outcome(*helper_command(ROOT, place / "none.toml"))[1]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_s11_environment_and_directory_have_no_say_in_what_is_loaded(policy: Pat
     subprocess.run(["/usr/bin/python3", "-c", "import json, struct"], cwd=trap, env=search, check=True)
     assert mark.read_text()  # the trap works
     mark.unlink()
-    assert outcome(*helper_of(ROOT, policy), cwd=trap, env=_environment(trap)) == (0, "")
+    assert startup_outcome(*helper_command(ROOT, policy), cwd=trap, env=_environment(trap)) == (0, "")
     assert not mark.exists()
 
 
@@ -125,7 +125,7 @@ def test_s11_a_users_environment_does_not_reach_root(place: Path, ssl: Path, tra
     mark.unlink()
     commands = {
         "install": [str(sudo_user.INSTALLED / "telehandler-helper")],
-        "install-sudoers": ["sudo", "-n", *PYTHON, str(sudo_user.INSTALLED / "helper")],
+        "install-sudoers": ["sudo", "-n", *ISOLATED_PYTHON, str(sudo_user.INSTALLED / "helper")],
     }
     with sudo_user.installed(place, target) as options:
         who = {name: options[name] for name in ("user", "group", "extra_groups")}
@@ -137,5 +137,5 @@ def test_s11_a_users_environment_does_not_reach_root(place: Path, ssl: Path, tra
         with theirs:
             ours.close()
             environment |= {"PATH": "/usr/bin:/bin"}
-            assert run(theirs.fileno(), *commands[target], cwd=trap, env=environment, **who) == (0, "")
+            assert run_helper(theirs.fileno(), *commands[target], cwd=trap, env=environment, **who) == (0, "")
     assert not mark.exists()

@@ -1,4 +1,4 @@
-"""The real helper, driven over its socketpair as an api would, or as no api of ours would."""
+"""Drives the real helper over its socketpair: as our api does, or as it never would."""
 
 import array
 import json
@@ -14,12 +14,13 @@ from helper import wire
 from helper.wire import Message, Type
 from support.cgroups import cgroup_root
 from support.checkout import ROOT
+from support.helper_startup import ISOLATED_PYTHON, helper_command
 from support.wait import DEADLINE_S
 
 TAG = b"tag of sixteen b"
 ENV = [b"PATH=/usr/local/bin:/usr/bin:/bin", b"HOME=/tmp"]
 VIOLATION = 3
-PYTHON = ("/usr/bin/python3", "-I", "-S", "-c")
+PYTHON = (*ISOLATED_PYTHON, "-c")
 # What each probe starts with: `attempt` says how a try ended, "DONE" or the name of its errno.
 PRELUDE = """
 import ctypes, errno, json, os, socket
@@ -64,7 +65,7 @@ class Helper:
     def __init__(self, policy: Path, *options: str, hello: bool = True, **popen: Any) -> None:
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.settimeout(DEADLINE_S)
-        command = ["/usr/bin/python3", "-I", "-S", str(ROOT / "helper"), "--policy", str(policy), *options]
+        command = helper_command(ROOT, policy, *options)
         with theirs:
             self.process = subprocess.Popen(command, stdin=theirs.fileno(), stderr=subprocess.PIPE, cwd="/", **popen)
         self.events: list[Message] = []

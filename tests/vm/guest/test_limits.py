@@ -24,9 +24,9 @@ def test_no_controller_is_missing_here(helper: Helper) -> None:
 
 
 def test_limits_are_written_as_asked(helper: Helper) -> None:
-    asked = {"cpu_millis": 250, "memory_bytes": 96 * MIB, "memory_high_bytes": 80 * MIB, "pids": 33}
-    asked |= {"read_bps": 5 * MIB, "write_bps": 4 * MIB, "read_iops": 300, "write_iops": 200}
-    job = helper.start("sleep", "1000", **asked)
+    limits = {"cpu_millis": 250, "memory_bytes": 96 * MIB, "memory_high_bytes": 80 * MIB, "pids": 33}
+    limits |= {"read_bps": 5 * MIB, "write_bps": 4 * MIB, "read_iops": 300, "write_iops": 200}
+    job = helper.start("sleep", "1000", **limits)
     expected = {
         "cpu.max": "25000 100000",
         "memory.max": str(96 * MIB),
