@@ -9,10 +9,6 @@ from support.checkout import ROOT
 from support.command_line import local_command
 from support.servers import Server
 
-from telehandler.common.states import Reason, State, end
-
-FACTS = dict.fromkeys(("exit_code", "signal", "oom_kills", "pids_refused", "timed_out"), 0)
-
 
 def local(policy: Path, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run(local_command(policy, *arguments), cwd=ROOT, capture_output=True, timeout=60, check=False)
@@ -79,22 +75,3 @@ def test_a_dry_run_is_refused_as_the_start_would_be(server: Server, policy: Path
         done = server.client("run", *words) if way == "client" else local(policy, *words)
         assert (done.returncode, done.stdout) == (125, b"")
         assert text in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("facts", "stopped", "expected"),
-    [
-        ({}, False, (State.COMPLETED, Reason.EXITED)),
-        ({"exit_code": 3}, False, (State.FAILED, Reason.EXITED)),
-        ({"signal": 9}, False, (State.FAILED, Reason.SIGNALED)),
-        ({"signal": 9, "oom_kills": 1}, False, (State.FAILED, Reason.OOM)),
-        ({"exit_code": 1, "oom_kills": 1}, False, (State.FAILED, Reason.EXITED)),
-        ({"exit_code": 2, "pids_refused": 4}, False, (State.FAILED, Reason.PIDS)),
-        ({"pids_refused": 4}, False, (State.COMPLETED, Reason.EXITED)),
-        ({"signal": 15, "timed_out": 1}, False, (State.FAILED, Reason.TIMEOUT)),
-        ({"timed_out": 1}, False, (State.FAILED, Reason.TIMEOUT)),
-        ({"signal": 9, "oom_kills": 1, "timed_out": 1}, True, (State.STOPPED, Reason.STOPPED)),
-    ],
-)
-def test_the_reason_follows_from_the_facts(facts: dict[str, int], stopped: bool, expected: object) -> None:
-    assert end(FACTS | facts, stopped) == expected
