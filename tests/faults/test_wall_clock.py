@@ -8,14 +8,14 @@ from support.checkout import ROOT
 
 # Every place where the product reads the wall clock, and what it is there.
 WALL_CLOCK = {
-    "telehandler/jobs/lifecycle.py _start": "when a job began, for its record",
-    "telehandler/jobs/start.py new_record": "the same, until it is known to run",
-    "telehandler/jobs/lifecycle.py _end": "when it ended",
+    "telehandler/jobs/start.py _start": "when a job began, for its record",
+    "telehandler/jobs/request.py new_record": "the same, until it is known to run",
+    "telehandler/jobs/lifecycle.py end": "when it ended",
     "telehandler/output/log.py splice": "when output arrived",
     "telehandler/jobs/retention.py prune": "the age of an ended job, which may have ended under another server",
     "telehandler/output/watch.py _more": "how long until --until, a wall-clock time",
     "telehandler/cli/watch.py _time_ns": "the time that --since and --until mean",
-    "telehandler/check/security.py _certificates": "how long a certificate is good",
+    "telehandler/check/machine.py certificates": "how long a certificate is good",
     "telehandler/api/tls.py _check": "whether a certificate is good",
     "telehandler/api/auth.py caller_of": "the same",
     "telehandler/certs/authority.py _check": "the same",
