@@ -21,6 +21,7 @@ from telehandler.jobs import manager as core
 from telehandler.jobs.job import Job
 from telehandler.jobs.manager import Jobs
 from telehandler.output import watch
+from telehandler.output.chunks import Chunks
 from telehandler.pb import telehandler_pb2 as pb
 
 SERVICE = "telehandler.v1.TelehandlerService"
@@ -33,7 +34,7 @@ class Service:
 
     def __init__(self, jobs: Jobs, admins: frozenset[str], max_calls: int) -> None:
         self._max_calls = max_calls  # of one user, under way at once
-        self._chunks = watch.Chunks()
+        self._chunks = Chunks()
         self._jobs, self._admins = jobs, admins
         self._calls: Counter[str] = Counter()  # under way, by user
 

@@ -6,6 +6,7 @@ file is holes. The file goes when the log is closed. It is a cache: what it does
 
 import os
 import struct
+import threading
 from pathlib import Path
 
 MOST_BYTES = 2 << 30  # of the messages of all logs
@@ -15,9 +16,10 @@ _LENGTH = struct.Struct("<I")
 
 
 class CompressedChunks:
-    """Owns the file, which is made when there is something to keep."""
+    """Owns the file, which is made when there is something to keep. For any thread, but for `close`."""
 
     kept = 0  # bytes, of all logs
+    _lock = threading.Lock()  # for what is counted, and for the making of a file
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -43,8 +45,9 @@ class CompressedChunks:
         if length > size or offset + size > _REGION_BYTES or CompressedChunks.kept + length > MOST_BYTES:
             return
         try:
-            if self._fd < 0:
-                self._fd = os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            with self._lock:
+                if self._fd < 0:
+                    self._fd = os.open(self._directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
             disk = os.fstatvfs(self._fd)
             if disk.f_bavail * SPARE < disk.f_blocks:
                 return
@@ -54,8 +57,9 @@ class CompressedChunks:
                 os.pwrite(self._fd, _LENGTH.pack(len(message)), place)
         except OSError:  # no unnamed files, no more fds, a full disk
             return
-        self._bytes += length
-        CompressedChunks.kept += length
+        with self._lock:
+            self._bytes += length
+            CompressedChunks.kept += length
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from telehandler.output.compressed_chunks import CompressedChunks
 
-CHUNK_BYTES = 256 * 1024  # the most that one chunk of a watcher holds
+CHUNK_BYTES = 256 * 1024  # the most that a segment holds, and what is read back at once
 PIPE_BYTES = 1 << 20
 _SAME_SEGMENT_NS = 5_000_000  # output this close in time is one segment
 _RECORD = struct.Struct("<QQB7x")  # offset, time in ns since the epoch, stream
@@ -35,6 +35,12 @@ _RECORDS_AT_ONCE = 512
 _BLOCK_BYTES = 4096  # holes begin and end at these
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.pread.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long]
+_libc.pread.restype = ctypes.c_ssize_t
+_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+_new_bytes.argtypes, _new_bytes.restype = [ctypes.c_void_p, ctypes.c_ssize_t], ctypes.py_object
+_address_of = ctypes.pythonapi.PyBytes_AsString
+_address_of.argtypes, _address_of.restype = [ctypes.py_object], ctypes.c_void_p
 _serials = count()
 
 
@@ -86,7 +92,8 @@ class JobLog:
         self.serial = next(_serials)  # tells this log's chunks in a cache from another's
         self.size = os.fstat(self._spool_fd).st_size
         self.floor = _first_data(self._spool_fd)
-        self.plain_chunks = 0  # still to come before zstd is tried again: see watch
+        self.takers = 0  # watchers that take compressed chunks: see watch
+        self.plain_until = 0  # the offset at which compressing is tried again: see chunks
         self.compressed = CompressedChunks(directory)
         self.hashed = 0  # what lies behind it may not be dropped yet: set by the digests
         self._count = self._repaired(writable=not ended)
@@ -223,6 +230,23 @@ class JobLog:
 
     def bytes_at(self, offset: int, length: int) -> bytes:
         return os.pread(self._spool_fd, length, offset)
+
+    def read_behind(self, head: bytes, offset: int, length: int) -> bytes:
+        """`head` and the `length` bytes at `offset`, in one piece, copied once. Raises OSError, also when cut short.
+
+        PyBytes_FromStringAndSize gives an object whose bytes may be written before anyone else has it (Python's C API).
+        """
+        message: bytes = _new_bytes(None, len(head) + length)
+        address = _address_of(message)
+        ctypes.memmove(address, head, len(head))
+        done = 0
+        while done < length:
+            count = _libc.pread(self._spool_fd, address + len(head) + done, length - done, offset + done)
+            if count <= 0:
+                number = ctypes.get_errno() if count else errno.EIO
+                raise OSError(number, os.strerror(number))
+            done += count
+        return message
 
     def tail(self, lines: int, stream: Stream | None) -> int:
         """The offset of the last `lines` lines, of one stream or of both. Reads back as far as it takes."""

@@ -18,7 +18,7 @@ from support.raw_client import SERVICE, RawClient
 from support.servers import Server
 from support.wait import wait_until
 
-from telehandler.output.watch import CACHE_BYTES, IN_FLIGHT_BYTES
+from telehandler.output.chunks import CACHE_BYTES, IN_FLIGHT_BYTES
 from telehandler.pb import telehandler_pb2 as pb
 
 WATCHERS = 99

@@ -11,7 +11,9 @@ import zstandard
 from support import disks
 
 from telehandler.common import capacity
+from telehandler.output import chunks as chunks_module
 from telehandler.output import compressed_chunks, watch
+from telehandler.output.chunks import Chunks
 from telehandler.output.compressed_chunks import CompressedChunks
 from telehandler.output.log import CHUNK_BYTES, JobLog, Stream
 from telehandler.pb import telehandler_pb2 as pb
@@ -31,10 +33,18 @@ class Compressor:
 
 
 @pytest.fixture
-def chunks(monkeypatch: pytest.MonkeyPatch) -> watch.Chunks:
-    monkeypatch.setattr(watch, "CACHE_BYTES", 0)
-    chunks = watch.Chunks()
-    monkeypatch.setattr(chunks, "_compressor", Compressor())
+def compressor() -> Compressor:
+    return Compressor()
+
+
+@pytest.fixture
+def chunks(monkeypatch: pytest.MonkeyPatch, compressor: Compressor) -> Chunks:
+    """Without a cache in memory, for watchers on a link where compressing pays; whole chunks are of CHUNK_BYTES."""
+    for name, value in (("CACHE_BYTES", 0), ("_LEAST_CACHE_BYTES", 0), ("CHUNK_BYTES", CHUNK_BYTES)):
+        monkeypatch.setattr(chunks_module, name, value)
+    monkeypatch.setattr(watch, "_COMPRESSING_PAYS_BYTES_S", 1 << 60)
+    chunks = Chunks()
+    monkeypatch.setattr(chunks, "_compressor", lambda: compressor)
     return chunks
 
 
@@ -58,7 +68,7 @@ def _written(directory: Path) -> JobLog:
     return log
 
 
-def _watched(log: JobLog, chunks: watch.Chunks, offset: int = 0) -> tuple[bytes, int]:
+def _watched(log: JobLog, chunks: Chunks, offset: int = 0) -> tuple[bytes, int]:
     """What a watcher gets from `offset` to the end, and how many of its messages were compressed."""
 
     async def read() -> list[pb.JobOutput]:
@@ -73,34 +83,30 @@ def _watched(log: JobLog, chunks: watch.Chunks, offset: int = 0) -> tuple[bytes,
     return data, count
 
 
-def _compressed(chunks: watch.Chunks) -> int:
-    compressor = chunks._compressor
-    assert isinstance(compressor, Compressor)
-    return compressor.count
-
-
-def test_what_one_watcher_had_compressed_is_there_for_the_next(log: JobLog, chunks: watch.Chunks) -> None:
+def test_what_one_watcher_had_compressed_is_there_for_the_next(
+    log: JobLog, chunks: Chunks, compressor: Compressor
+) -> None:
     assert _watched(log, chunks)[0] == TEXT
-    first = _compressed(chunks)
+    first = compressor.count
     assert first >= len(TEXT) // CHUNK_BYTES > 5
     data, packed_count = _watched(log, chunks)
     assert (data, packed_count) == (TEXT, first)
     # The last chunk is not a whole one, so it alone is compressed again; so is the rest of one that is begun amid.
-    assert _compressed(chunks) == first + 1
+    assert compressor.count == first + 1
     assert _watched(log, chunks, 1000)[0] == TEXT[1000:]
-    assert _compressed(chunks) == first + 3
+    assert compressor.count == first + 3
 
 
-def test_sizes_do_not_get_into_each_others_way(log: JobLog, chunks: watch.Chunks) -> None:
+def test_sizes_do_not_get_into_each_others_way(log: JobLog, chunks: Chunks, compressor: Compressor) -> None:
     for watchers in (1, 1000, 1, 150, 1000, 150):
         chunks.watchers = watchers
         assert _watched(log, chunks)[0] == TEXT
     sizes = [CHUNK_BYTES, 16 << 10, 128 << 10]
     whole = sum(len(TEXT) // size for size in sizes)
-    assert whole <= _compressed(chunks) <= whole + 6  # the last one of each pass besides
+    assert whole <= compressor.count <= whole + 6  # the last one of each pass besides
 
 
-def test_the_file_has_no_name_and_goes_with_the_log(tmp_path: Path, chunks: watch.Chunks) -> None:
+def test_the_file_has_no_name_and_goes_with_the_log(tmp_path: Path, chunks: Chunks) -> None:
     log = _written(tmp_path)
     before = CompressedChunks.kept
     _watched(log, chunks)
@@ -113,7 +119,7 @@ def test_the_file_has_no_name_and_goes_with_the_log(tmp_path: Path, chunks: watc
     assert CompressedChunks.kept == before
 
 
-def test_nothing_is_kept_beyond_the_bound(log: JobLog, chunks: watch.Chunks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_kept_beyond_the_bound(log: JobLog, chunks: Chunks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compressed_chunks, "MOST_BYTES", CompressedChunks.kept + 100_000)
     for _ in range(2):
         assert _watched(log, chunks)[0] == TEXT
@@ -121,7 +127,7 @@ def test_nothing_is_kept_beyond_the_bound(log: JobLog, chunks: watch.Chunks, mon
 
 
 @pytest.mark.parametrize("size", ["4m", "3m"])  # with a quarter free once the log is there, and with next to nothing
-def test_the_last_tenth_of_a_disk_is_for_logs(as_root: None, place: Path, chunks: watch.Chunks, size: str) -> None:
+def test_the_last_tenth_of_a_disk_is_for_logs(as_root: None, place: Path, chunks: Chunks, size: str) -> None:
     with disks.tmpfs(place, f"size={size}") as disk:
         log = _written(disk)
         for _ in range(2):
@@ -138,7 +144,7 @@ def test_the_last_tenth_of_a_disk_is_for_logs(as_root: None, place: Path, chunks
         log.release()
 
 
-def test_a_watcher_joins_though_no_fd_is_free(chunks: watch.Chunks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watcher_joins_though_no_fd_is_free(chunks: Chunks, monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
