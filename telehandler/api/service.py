@@ -90,7 +90,8 @@ class Service:
         return Empty()
 
     async def list_jobs(self, request: pb.ListJobsRequest, caller: Caller, context: Context) -> pb.ListJobsResponse:
-        query = pagination.Query(validation.owner(request.parent, caller), validation.states(request.states))
+        prefix = validation.uuid_prefix(request.uuid_prefix)
+        query = pagination.Query(validation.owner(request.parent, caller), validation.states(request.states), prefix)
         if request.page_size < 0:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the page size must not be negative")
         size = min(request.page_size or pagination.DEFAULT_PAGE_SIZE, pagination.MAX_PAGE_SIZE)
@@ -99,7 +100,7 @@ class Service:
         except ValueError:
             text = "the page token is of no page before of the same list: begin without one"
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text) from None
-        jobs, more = self._jobs.list_jobs(query.owner, query.states, after, size)
+        jobs, more = self._jobs.list_jobs(query.owner, query.states, query.prefix, after, size)
         token = pagination.pack(query, jobs[-1].record.cursor) if more else ""
         return pb.ListJobsResponse(jobs=[responses.status(job) for job in jobs], next_page_token=token)
 

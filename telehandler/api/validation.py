@@ -19,6 +19,7 @@ from telehandler.output.log import Cap, JobLog, Stream
 from telehandler.pb import telehandler_pb2 as pb
 
 _MAX_SECONDS = 253_402_300_799  # of a time, either way: the last one of the year 9999
+_UUID_PREFIX = re.compile("[0-9a-fA-F-]{1,36}", re.ASCII)
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 
 
@@ -122,6 +123,13 @@ def states(numbers: Iterable[int]) -> frozenset[State]:
     except ValueError:
         text = f"states are: {', '.join(pb.JobState.Name(state) for state in State)}"
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text) from None
+
+
+def uuid_prefix(text: str) -> str:
+    """The beginning of UUIDs, in their one form."""
+    if text and not _UUID_PREFIX.fullmatch(text):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a prefix of UUIDs has 1 to 36 hexadecimal digits and dashes")
+    return text.lower()
 
 
 def signal_number(number: int) -> int:

@@ -1,6 +1,5 @@
 """The job that a verb is about: by argument, else by the jidfile; whole, or the beginning of its UUID."""
 
-import itertools
 import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -75,8 +74,7 @@ def _is_uuid(text: str) -> bool:
 
 def _complete(client: "Client", parent: str, prefix: str) -> str:
     """The only job of `parent`, by default the caller, that begins so."""
-    jobs = (job.name for job in client.list_jobs(parent, (), None))
-    found = list(itertools.islice((name for name in jobs if name.rpartition("/")[2].startswith(prefix)), _MAX_SHOWN))
+    found = [job.name for job in client.list_jobs(parent, (), _MAX_SHOWN, prefix)]
     if not found:
         raise TelehandlerError("no such job, or not yours")
     if len(found) > 1:

@@ -108,17 +108,21 @@ class Client:
 
         self._call("SignalJob", pb.SignalJobRequest(name=name, signal=signal), bytes)
 
-    def list_jobs(self, parent: str, states: Collection[str], limit: int | None) -> Iterator["pb.JobStatus"]:
+    def list_jobs(
+        self, parent: str, states: Collection[str], limit: int | None, prefix: str = ""
+    ) -> Iterator["pb.JobStatus"]:
         """At most `limit` jobs, the newest first, page by page; None: all.
 
-        An empty `parent`: the caller's own. `states` are names of JobState; none: all.
+        An empty `parent`: the caller's own. `states` are names of JobState; none: all. `prefix`: of UUIDs.
         """
         from telehandler.pb import telehandler_pb2 as pb
 
         token = ""
         while limit is None or limit > 0:
             size = min(limit or PAGE_SIZE, PAGE_SIZE)
-            request = pb.ListJobsRequest(parent=parent, page_size=size, page_token=token, states=states)
+            request = pb.ListJobsRequest(
+                parent=parent, page_size=size, page_token=token, states=states, uuid_prefix=prefix
+            )
             answer: pb.ListJobsResponse = self._call("ListJobs", request, pb.ListJobsResponse.FromString)
             yield from answer.jobs
             token = answer.next_page_token

@@ -72,10 +72,10 @@ class Jobs:
         return len(self._lifecycle.running)
 
     def list_jobs(
-        self, owner: str | None, states: Collection[State], after: Cursor | None, count: int
+        self, owner: str | None, states: Collection[State], prefix: str, after: Cursor | None, count: int
     ) -> tuple[list[Job], bool]:
         """One page, the newest first, and whether there are more: see Records.page."""
-        records, more = self._records.page(owner, states, after, count)
+        records, more = self._records.page(owner, states, after, count, prefix)
         return [self._lifecycle.running.get(record.uuid) or ended_job(record) for record in records], more
 
     async def stop(self, job: Job, number: int, grace_s: float) -> None:

@@ -214,11 +214,11 @@ class Records:
         return [_load(text) for (text,) in self._database.execute(f"SELECT record FROM job WHERE {_RUNNING}")]
 
     def page(
-        self, owner: str | None, states: Collection[State], after: Cursor | None, count: int
+        self, owner: str | None, states: Collection[State], after: Cursor | None, count: int, prefix: str = ""
     ) -> tuple[list[Record], bool]:
         """At most `count` records, the newest first, from behind `after`; and whether there are more.
 
-        `owner` None: everybody's. No `states`: all. A page of long commands has fewer: see MAX_PAGE_BYTES.
+        `owner` None: everybody's. No `states`: all. `prefix`: of UUIDs, in lower case. A page of long commands has fewer: see MAX_PAGE_BYTES.
         """
         where: list[str] = []
         values: list[str | int] = []
@@ -228,6 +228,9 @@ class Records:
         if states:
             where.append(f"state IN ({', '.join('?' * len(states))})")
             values += [int(state) for state in states]
+        if prefix:
+            where.append("uuid >= ? AND uuid < ?")
+            values += prefix, prefix + "g"  # behind every hexadecimal digit
         if after:
             where.append("(start_ns, uuid) < (?, ?)")
             values += after

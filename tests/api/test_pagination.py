@@ -12,7 +12,8 @@ from telehandler.jobs.records import Cursor
 EVERYBODYS = Query(None, frozenset())
 
 
-queries = st.builds(Query, st.none() | st.text(max_size=9), st.frozensets(st.sampled_from(State)))
+owners, prefixes = st.none() | st.text(max_size=9), st.text("0123456789abcdef-", max_size=3)
+queries = st.builds(Query, owners, st.frozensets(st.sampled_from(State)), prefixes)
 places = st.builds(Cursor, st.integers(-(1 << 63), (1 << 63) - 1), st.uuids().map(str))
 
 

@@ -46,7 +46,7 @@ def _walk(records: Records, query: Query, size: int) -> Iterator[list[Record]]:
     token, more = "", True
     while more:
         after = pagination.unpack(query, token) if token else None
-        found, more = records.page(query.owner, query.states, after, size)
+        found, more = records.page(query.owner, query.states, after, size, query.prefix)
         yield found
         token = pagination.pack(query, found[-1].cursor) if more else ""
 
@@ -62,6 +62,15 @@ def test_pages_hold_every_record_once_the_newest_first(
         walked = list(_walk(records, Query(owner, frozenset(states)), size))
         assert [record for page in walked for record in page] == expected
         assert all(len(page) == size for page in walked[:-1])
+
+
+@pytest.mark.parametrize("length", [1, 2, 9, 36])
+def test_pages_of_a_prefix_hold_its_records_alone(records: Records, length: int) -> None:
+    made = _fill(records, 300)
+    for prefix in {made[0].uuid[:length], made[150].uuid[:length], "f" * length}:
+        expected = [record for record in made if record.uuid.startswith(prefix)]
+        walked = list(_walk(records, Query(None, frozenset(), prefix), 2))
+        assert [record for page in walked for record in page] == expected
 
 
 def test_a_walk_is_not_upset_by_what_comes_and_goes_meanwhile(records: Records) -> None:
