@@ -218,7 +218,8 @@ class Records:
     ) -> tuple[list[Record], bool]:
         """At most `count` records, the newest first, from behind `after`; and whether there are more.
 
-        `owner` None: everybody's. No `states`: all. `prefix`: of UUIDs, in lower case. A page of long commands has fewer: see MAX_PAGE_BYTES.
+        `owner` None: everybody's. No `states`: all. `prefix`: of UUIDs, in lower case. A page of long commands has
+        fewer: see MAX_PAGE_BYTES.
         """
         where: list[str] = []
         values: list[str | int] = []
