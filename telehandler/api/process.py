@@ -37,6 +37,7 @@ _OPTIONS = (
     ("grpc.max_concurrent_streams", bounds.MAX_STREAMS),
     ("grpc.server_handshake_timeout_ms", bounds.HANDSHAKE_TIMEOUT_S * 1000),
     ("grpc.so_reuseport", 0),  # a second server on the port must fail
+    *bounds.RECEIVE_WINDOW,
     *bounds.KEEPALIVE,
     ("grpc.http2.min_ping_interval_without_data_ms", bounds.LEAST_PING_INTERVAL_S * 1000),
 )
@@ -92,7 +93,7 @@ async def _serve(
     state = Path(spec["state_dir"])
     records = Records(state)
     link = HelperLink(socket.socket(fileno=helper_fd))
-    jobs = Jobs(state, link, records, spec["cwd"].encode(), Keep(**spec["keep"]))
+    jobs = Jobs(state, link, records, spec["cwd"].encode(), Keep(**spec["keep"]), spec["max_jobs_per_user"])
     await jobs.adopt()
     connections = ("grpc.max_allowed_incoming_connections", spec["max_connections"])
     server = grpc.aio.server(options=(*_OPTIONS, connections))

@@ -3,20 +3,22 @@
 import asyncio
 import signal
 import uuid as uuids
-from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
 
-from telehandler.api import pagination, responses, validation
+from telehandler.api import pagination, responses, shares, validation
 from telehandler.api.auth import AuthError, Caller, caller_of
 from telehandler.api.responses import Context
 from telehandler.api.tls import TLS_VERSION
 from telehandler.api.validation import Refusal
 from telehandler.common import bounds
+from telehandler.common.turns import Threads, Turns
 from telehandler.jobs import manager as core
 from telehandler.jobs.job import Job
 from telehandler.jobs.manager import Jobs
@@ -32,10 +34,11 @@ class Service:
     """Handlers by RPC name. A handler gets the caller; what has no handler is not served."""
 
     def __init__(self, jobs: Jobs, admins: frozenset[str], max_calls: int) -> None:
-        self._max_calls = max_calls  # of one user, under way at once
         self._chunks = watch.Chunks()
         self._jobs, self._admins = jobs, admins
-        self._calls: Counter[str] = Counter()  # under way, by user
+        self._shares = shares.Shares(max_calls)
+        self._lists = Turns(1, 1)  # a page is some ten milliseconds of the event loop
+        self._tails = Threads("tail", 2, 1)
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """All RPCs under our name, and under the original's."""
@@ -47,17 +50,17 @@ class Service:
             "GetJobStatus": (pb.GetJobStatusRequest, self.get_job_status),
             "SignalJob": (pb.SignalJobRequest, self.signal_job),
         }
+        # On the wire a request is a stream of one message. As a stream a handler has it from the headers on, so that
+        # the caller is known, and counted, before anything of the message is read: grpc would read it first.
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._call(handler),
-                request_deserializer=message.FromString,
-                response_serializer=lambda answer: answer.SerializeToString(),
+            name: grpc.stream_unary_rpc_method_handler(
+                self._call(handler, message), response_serializer=lambda answer: answer.SerializeToString()
             )
             for name, (message, handler) in unary.items()
         }
         # No serialiser: chunks are serialised once for all watchers.
-        methods["WatchJobOutput"] = grpc.unary_stream_rpc_method_handler(
-            self._call(self.watch_job_output), request_deserializer=pb.WatchJobOutputRequest.FromString
+        methods["WatchJobOutput"] = grpc.stream_stream_rpc_method_handler(
+            self._call(self.watch_job_output, pb.WatchJobOutputRequest)
         )
         original = {name: methods[name] for name in ("StartJob", "StopJob", "GetJobStatus", "WatchJobOutput")}
         return [
@@ -98,9 +101,11 @@ class Service:
         except ValueError:
             text = "the page token is of no page before of the same list: begin without one"
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text) from None
-        jobs, more = self._jobs.list_jobs(query.owner, query.states, after, size)
-        token = pagination.pack(query, jobs[-1].record.cursor) if more else ""
-        return pb.ListJobsResponse(jobs=[responses.status(job) for job in jobs], next_page_token=token)
+        async with self._lists.turn(caller.name):
+            await asyncio.sleep(0)  # what else there is to do comes between two pages
+            jobs, more = self._jobs.list_jobs(query.owner, query.states, after, size)
+            token = pagination.pack(query, jobs[-1].record.cursor) if more else ""
+            return pb.ListJobsResponse(jobs=[responses.status(job) for job in jobs], next_page_token=token)
 
     async def delete_job(self, request: pb.DeleteJobRequest, caller: Caller, context: Context) -> Empty:
         job = self._find(request.name, caller)
@@ -131,7 +136,7 @@ class Service:
         log = self._jobs.open_log(job)
         self._chunks.join(self._jobs.running)
         try:
-            options = await validation.watch_options(request, log)
+            options = await validation.watch_options(request, log, partial(self._tails.run, caller.name))
             async for message in watch.messages(log, self._chunks, options):
                 await context.write(message)
             if log.ended:
@@ -153,21 +158,6 @@ class Service:
         except AuthError as error:
             raise Refusal(grpc.StatusCode.UNAUTHENTICATED, str(error)) from None
 
-    def _admit(self, context: Context) -> Caller:
-        """The caller, whose call is counted until it ends."""
-        caller = self._caller(context)
-        if self._calls[caller.name] >= self._max_calls:
-            text = f"{self._max_calls} calls of one user are under way: end some, such as watches"
-            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
-        self._calls[caller.name] += 1
-        context.add_done_callback(lambda _: self._done(caller.name))  # type: ignore[arg-type]  # the stub names a class
-        return caller
-
-    def _done(self, user: str) -> None:
-        self._calls[user] -= 1
-        if not self._calls[user]:
-            del self._calls[user]
-
     def _find(self, name: str, caller: Caller) -> Job:
         """The caller's job, or anybody's for an admin; someone else's and none at all look the same."""
         words = name.split("/")
@@ -182,15 +172,30 @@ class Service:
             raise Refusal(grpc.StatusCode.NOT_FOUND, _NO_JOB)
         return job
 
-    def _call(self, handler: Callable[[Any, Caller, Context], Awaitable[Any]]) -> Callable[[Any, Context], Any]:
-        async def call(request: Any, context: Context) -> Any:
+    def _call(
+        self, handler: Callable[[Any, Caller, Context], Awaitable[Any]], message: type[Message]
+    ) -> Callable[[Any, Context], Any]:
+        async def call(_: Any, context: Context) -> Any:
             try:
+                caller = self._caller(context)
+                usage = self._shares.begin(caller.name)
+                context.add_done_callback(lambda _: self._shares.end(usage))  # type: ignore[arg-type]  # a class there
+                async with asyncio.timeout(bounds.RECEIVE_TIMEOUT_S):
+                    body = await self._shares.receive(usage, context)
+                request = _parse(message, body)
                 async with asyncio.timeout(_handling_s(request)):
-                    return await handler(request, self._admit(context), context)
+                    return await handler(request, caller, context)
             except Exception as error:
                 await responses.abort(context, error)
 
         return call
+
+
+def _parse(message: type[Message], body: bytes) -> Message:
+    try:
+        return message.FromString(body)
+    except DecodeError:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"the request is no {message.DESCRIPTOR.name}") from None
 
 
 def _handling_s(request: Any) -> float | None:

@@ -1,6 +1,5 @@
 """What clients ask for in their messages, checked before anything is done: a Refusal names what is wrong."""
 
-import asyncio
 import hashlib
 import re
 import uuid as uuids
@@ -14,7 +13,7 @@ from telehandler.api.auth import Caller
 from telehandler.common import bounds
 from telehandler.common.states import State
 from telehandler.jobs.request import DEFAULT_ENV, Request
-from telehandler.output import watch
+from telehandler.output import tail, watch
 from telehandler.output.log import Cap, JobLog, Stream
 from telehandler.pb import telehandler_pb2 as pb
 
@@ -70,8 +69,8 @@ def _identity(request: pb.StartJobRequest, owner: str) -> tuple[str, str]:
     return request.request_id.lower(), hashlib.sha256(rest.SerializeToString(deterministic=True)).hexdigest()
 
 
-async def watch_options(request: pb.WatchJobOutputRequest, log: JobLog) -> watch.WatchOptions:
-    """Where to begin, and what to send."""
+async def watch_options(request: pb.WatchJobOutputRequest, log: JobLog, run: tail.Run) -> watch.WatchOptions:
+    """Where to begin, and what to send. `run`: the caller's turns for work in threads."""
     if request.stream not in (0, *Stream):
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a stream is stdout, stderr, or unspecified for both")
     stream = Stream(request.stream) if request.stream else None
@@ -86,7 +85,7 @@ async def watch_options(request: pb.WatchJobOutputRequest, log: JobLog) -> watch
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"at most the last {bounds.MAX_TAIL_LINES} lines")
         offset = log.size
         if request.tail_lines:
-            offset = await asyncio.to_thread(log.tail, request.tail_lines, stream)
+            offset = await tail.find(log, request.tail_lines, stream, run)
     elif since_ns:
         offset = max(offset, log.at_time(since_ns))
     if offset > log.size:

@@ -71,6 +71,8 @@ class HelperLink:
         self._arrived = asyncio.Event()  # another ADOPT, or the end
         self._hello_id = -1
         self._greeted = self.closed = False
+        self.max_jobs = 0  # of the policy, once it is greeted
+        self.missing_controllers: list[str] = []  # whose limits are not enforced: the policy allows it
         self.lost = False  # closed by the helper's end
         self.gone = asyncio.Event()  # closed, and the helper's last words heard
         self._sending = asyncio.Lock()
@@ -83,6 +85,8 @@ class HelperLink:
         self._hello_id = self._next_id
         message, _ = await self._call(Type.HELLO)
         self._greeted = True
+        self.max_jobs = message.fields["max_jobs"]
+        self.missing_controllers = [name.decode("ascii", "replace") for name in message.fields["missing_controllers"]]
         wanted = message.fields["live_jobs"]
         try:
             # ADOPT follows WELCOME at once, one each.

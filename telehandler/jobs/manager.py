@@ -24,12 +24,19 @@ class Jobs:
     """Owns the link to the helper, the records and the logs. One event loop."""
 
     def __init__(
-        self, directory: Path, link: HelperLink, records: Records, cwd: bytes, keep: Keep | None = None
+        self,
+        directory: Path,
+        link: HelperLink,
+        records: Records,
+        cwd: bytes,
+        keep: Keep | None = None,
+        max_jobs_per_user: int = 0,
     ) -> None:
+        """`max_jobs_per_user` 0: a share of what the helper's policy allows, see Starts."""
         self._directory, self._link, self._records = directory / "jobs", link, records
         self._retention = Retention(self._directory, records, keep or Keep())
         self._lifecycle = Lifecycle(self._directory, records, self._retention)
-        self._starts = Starts(self._directory, records, self._lifecycle, cwd)
+        self._starts = Starts(self._directory, records, self._lifecycle, cwd, max_jobs_per_user)
         self._logs: WeakValueDictionary[str, JobLog] = WeakValueDictionary()  # of ended jobs, while they are watched
 
     async def adopt(self) -> None:
@@ -57,7 +64,7 @@ class Jobs:
 
     async def start(self, request: Request) -> Job:
         """A running job, or the one that this request id has started already: see Starts.start."""
-        return await self._starts.start(request, self._link)
+        return await self._starts.start(request, lambda: self._link)
 
     def find(self, uuid: str) -> Job | None:
         """A job by its UUID, running or ended."""
@@ -88,7 +95,7 @@ class Jobs:
 
     async def delete(self, job: Job) -> None:
         """Removes a job that has ended, with its output."""
-        await self._retention.remove([job.record.uuid])
+        await self._retention.remove([job.record.uuid], job.record.owner)
 
     def open_log(self, job: Job) -> JobLog:
         """The log of a job, running or ended; the caller's to release."""

@@ -11,13 +11,14 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from itertools import islice
 from typing import NamedTuple
 
 import zstandard
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from telehandler.common import capacity
-from telehandler.output.log import CHUNK_BYTES, JobLog, Stream
+from telehandler.output.log import CHUNK_BYTES, JobLog, Segment, Stream
 from telehandler.pb import telehandler_pb2 as pb
 
 CACHE_BYTES = 4 << 20
@@ -27,6 +28,7 @@ IN_FLIGHT_BYTES, _LEAST_IN_FLIGHT_BYTES = 26 << 20, 6 << 20
 _CROWD, _LESS_FOR_EACH_BYTES = 100, 22 << 10
 _LEAST_CHUNK_BYTES = 16 << 10
 _FDS_OF_A_JOB = capacity.FDS_OF_A_START + 1  # its log's compressed chunks
+_SKIPPED_AT_ONCE = 1000  # segments of the other stream
 _ZSTD_LEVEL = 1
 _ZSTD_LEAST_BYTES = 4096
 _ZSTD_PAYS = 0.9  # compressed to less than this share
@@ -179,15 +181,25 @@ async def messages(log: JobLog, chunks: Chunks, options: WatchOptions) -> AsyncI
         if offset < log.floor:  # while it waited
             continue
         if filtered:
-            segment = next(log.segments(offset))
+            segment = _first_of(log, offset, options.stream)
             if options.until_ns and segment.time_ns >= options.until_ns:
                 return
             if options.stream not in (None, segment.stream):
                 offset = segment.end
+                await asyncio.sleep(0)  # there may be millions of them: others come first
                 continue
+            offset = segment.offset
         chunk = chunks.get(log, offset, exact, options.zstd)
         yield chunk.message
         offset = chunk.end
+
+
+def _first_of(log: JobLog, offset: int, stream: Stream | None) -> Segment:
+    """The first segment from `offset` on of `stream`, or the last one that was looked at."""
+    for segment in islice(log.segments(offset), _SKIPPED_AT_ONCE):
+        if stream in (None, segment.stream):
+            break
+    return segment
 
 
 async def _more(log: JobLog, offset: int, options: WatchOptions) -> bool:

@@ -27,6 +27,7 @@ class Options(NamedTuple):
     keep: dict[str, int]  # of records.Keep
     max_connections: int
     max_calls_per_user: int
+    max_jobs_per_user: int  # 0: a share
     drain_s: float | None  # how long SIGTERM waits for the jobs that run; None: it kills them
 
 
@@ -53,6 +54,7 @@ def serve(options: Options) -> int:
             "keep": options.keep,
             "max_connections": options.max_connections,
             "max_calls_per_user": options.max_calls_per_user,
+            "max_jobs_per_user": options.max_jobs_per_user,
             "cwd": os.getcwd(),
             "tls_files": names,
         }
