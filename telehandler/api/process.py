@@ -44,17 +44,19 @@ _OPTIONS = (
 
 
 def main() -> None:
-    """Runs until SIGTERM, which hands the jobs over to the next api, or until the supervisor says so or is gone.
+    """Runs until the supervisor says so or is gone. Exit status 125: it could not start, and no other could.
 
-    Exit status 125: it could not start, and no other could.
+    A signal to the whole process group or cgroup is the supervisor's to act on: were the api to end by it, there would
+    be nobody to end the jobs in order (R25).
     """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     try:
         _drop_privileges()
         # Each connection is an fd, each job four.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        with contextlib.suppress(KeyboardInterrupt):
-            _run(socket.socket(fileno=0))
+        _run(socket.socket(fileno=0))
     except (HelperUnavailable, OSError, sqlite3.Error) as error:
         print(f"telehandler: the api cannot go on: {error}", file=sys.stderr)
         sys.exit(EXIT_AGAIN)
@@ -68,7 +70,8 @@ def _run(supervisor: socket.socket) -> None:
     if message is None:
         return
     spec = message.spec
-    credentials, note = tls.server_credentials(tls.Files(*spec["tls_files"]), tls.Files(*spec["tls_copies"]))
+    files, copies = tls.Files(*spec["tls_files"]), tls.Files(*spec["tls_copies"])
+    credentials, note = tls.server_credentials(files, copies, spec["strict"])
     control.send(supervisor, "ready")
     message = control.receive(supervisor)
     if message is None:
@@ -88,12 +91,10 @@ async def _serve(
 ) -> None:
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[float] = loop.create_future()  # the grace for calls under way
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _settle, stopped, HAND_OVER_GRACE_S)
     state = Path(spec["state_dir"])
     records = Records(state)
     link = HelperLink(socket.socket(fileno=helper_fd))
-    jobs = Jobs(state, link, records, spec["cwd"].encode(), Keep(**spec["keep"]), spec["max_jobs_per_user"])
+    jobs = Jobs(state, link, records, os.fsencode(spec["cwd"]), Keep(**spec["keep"]), spec["max_jobs_per_user"])
     await jobs.adopt()
     connections = ("grpc.max_allowed_incoming_connections", spec["max_connections"])
     server = grpc.aio.server(options=(*_OPTIONS, connections))
@@ -134,6 +135,8 @@ def _hear(
     if message is None:
         loop.remove_reader(supervisor)
         return _settle(stopped, 0)
+    if message.kind == "hand over":
+        return _settle(stopped, HAND_OVER_GRACE_S)
     work = _take(message.fd, jobs) if message.kind == "link" else _end(jobs, stopped, message.kind == "end")
     task = loop.create_task(work)
     orders.add(task)
@@ -159,11 +162,15 @@ def _listen(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCreden
     address = f"{host or '[::]'}:{port}"
     try:
         number = server.add_secure_port(address, credentials)
-    except (RuntimeError, OSError):
+    except (RuntimeError, OSError, ValueError):  # the last: letters that no address has
         number = 0
     if not number:
         raise TelehandlerError(
             f"cannot listen on {listen}: the port is in use, may not be used, or the address is not this machine's; "
             "choose another --listen"
         )
-    return f"{host or 'localhost'}:{number}"
+    every = {"": "", "[::]": "", "0.0.0.0": " IPv4"}.get(host)
+    if every is None:
+        return f"{host}:{number}"
+    shown = host or ("[::]" if socket.has_dualstack_ipv6() else "0.0.0.0")
+    return f"{shown}:{number} (every{every} address)"

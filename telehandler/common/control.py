@@ -8,6 +8,7 @@ A SOCK_SEQPACKET socketpair; one datagram is one JSON object of at most MAX_MESS
 | link | one fd, the socket to a helper; the first one starts the serving, a later one is of a new helper |
 | drain | no more starts; end once no job runs |
 | end | kill every job, tell its watchers, end |
+| hand over | end, and leave the jobs to the next api |
 
 | from the api | what it means |
 |---|---|
@@ -27,7 +28,7 @@ from telehandler.common import fds
 from telehandler.common.errors import TelehandlerError
 
 MAX_MESSAGE = 64 * 1024  # bytes
-_FDS = {"spec": 0, "link": 1, "drain": 0, "end": 0, "ready": 0, "serving": 0}
+_FDS = {"spec": 0, "link": 1, "drain": 0, "end": 0, "hand over": 0, "ready": 0, "serving": 0}
 
 
 class Message(NamedTuple):
