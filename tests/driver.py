@@ -114,7 +114,8 @@ class Helper:
     def ask_start(self, *argv: str | bytes, kind: Type = Type.START, **changes: Any) -> tuple[Message, list[int]]:
         """The reply to a START or CHECK."""
         fields: dict[str, Any] = dict.fromkeys(wire.LIMITS.split(), 0)
-        fields |= {"tag": TAG, "place": [b"", b""], "env": ENV, "argv": [os.fsencode(word) for word in argv]}
+        fields |= {"tag": TAG, "merge_stderr": 0, "place": [b"", b""], "env": ENV}
+        fields |= {"argv": [os.fsencode(word) for word in argv]}
         self.send(kind, 7, **{**fields, **changes})
         return self._reply()
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from helper.monitor import JobState
+from helper.jobs import JobState
 from helper.wire import Type
 from telehandler.common import states
 from telehandler.common.states import State

@@ -20,7 +20,7 @@ from servers import (
     write_policy,
 )
 
-from helper.monitor import _GRACE_S as GRACE_S
+from helper.jobs import GRACE_S
 from helper.wire import Stage, Type
 
 pytestmark = pytest.mark.usefixtures("as_root")

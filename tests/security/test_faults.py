@@ -29,6 +29,7 @@ _STATUS = "Uid Gid Groups NSpid NSsid SigBlk SigIgn SigCgt CapInh CapPrm CapEff 
 _COVERED = "/ /proc /proc/sys /sys /dev /dev/pts /dev/shm /tmp /var/tmp /run /root /boot".split()
 _START = dict.fromkeys(wire.LIMITS.split(), 0) | {
     "tag": TAG,
+    "merge_stderr": 0,
     "place": [b"", b"/tmp"],
     "env": ENV,
     "argv": [b"/bin/sh", b"-c", _PROBE.encode()],

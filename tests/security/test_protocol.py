@@ -26,6 +26,7 @@ FIELDS: dict[Type, dict[str, Any]] = {
     Type.START: {
         **dict.fromkeys(wire.LIMITS.split(), 0),
         "tag": TAG,
+        "merge_stderr": 0,
         "place": [b"", b""],
         "argv": [b"true"],
         "env": ENV,
