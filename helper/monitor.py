@@ -5,7 +5,6 @@ that does not parse, is a violation: every job is killed and the helper exits. S
 """
 
 import errno
-import math
 import os
 import select
 import time
@@ -59,7 +58,7 @@ class Monitor:
         self.events = Events()
         self.jobs = Jobs(base, self.events, link)
         self.starts: deque[float] = deque(maxlen=policy.starts_per_second)
-        self.ends_at = math.inf  # after SIGTERM
+        self.ends_at = float("inf")  # after SIGTERM
         written = {name: [bind.split(":")[0] for bind in view.writable] for name, view in policy.profiles.items()}
         roots = {name: policy.io_devices or [view.root, *written[name]] for name, view in policy.profiles.items()}
         self.disks = {name: cgroup.disks(paths) for name, paths in roots.items()}

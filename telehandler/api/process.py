@@ -43,17 +43,19 @@ _OPTIONS = (
 
 
 def main() -> None:
-    """Runs until SIGTERM, which hands the jobs over to the next api, or until the supervisor says so or is gone.
+    """Runs until the supervisor says so or is gone.
 
-    Exit status 125: it could not start, and no other could.
+    A signal to the whole group or service is for the supervisor: it ends the api in its order. Exit status 125: it
+    could not start, and no other could.
     """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     try:
         _drop_privileges()
         # Each connection is an fd, each job four.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        with contextlib.suppress(KeyboardInterrupt):
-            _run(socket.socket(fileno=0))
+        _run(socket.socket(fileno=0))
     except (HelperUnavailable, OSError, sqlite3.Error) as error:
         print(f"telehandler: the api cannot go on: {error}", file=sys.stderr)
         sys.exit(EXIT_AGAIN)
@@ -70,7 +72,7 @@ def _run(supervisor: socket.socket) -> None:
     credentials, note = tls.server_credentials(tls.Files(*spec["tls_files"]), tls.Files(*spec["tls_copies"]))
     control.send(supervisor, "ready")
     message = control.receive(supervisor)
-    if message is None:
+    if message is None or message.kind != "link":  # ended before it began
         return
     asyncio.run(_serve(supervisor, spec, credentials, note, message.fd))
 
@@ -87,8 +89,6 @@ async def _serve(
 ) -> None:
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[float] = loop.create_future()  # the grace for calls under way
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _settle, stopped, HAND_OVER_GRACE_S)
     state = Path(spec["state_dir"])
     records = Records(state)
     link = HelperLink(socket.socket(fileno=helper_fd))
@@ -133,6 +133,8 @@ def _hear(
     if message is None:
         loop.remove_reader(supervisor)
         return _settle(stopped, 0)
+    if message.kind == "hand-over":
+        return _settle(stopped, HAND_OVER_GRACE_S)
     work = _take(message.fd, jobs) if message.kind == "link" else _end(jobs, stopped, message.kind == "end")
     task = loop.create_task(work)
     orders.add(task)

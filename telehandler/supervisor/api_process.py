@@ -93,7 +93,7 @@ class Api:
     def terminate(self) -> None:
         """Has it hand over: it ends, and leaves the jobs to the next."""
         self.handing_over, self.deadline = True, time.monotonic() + STOP_S
-        self._process.terminate()
+        self.tell("hand-over")
 
     def kill(self) -> None:
         self.deadline = math.inf

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import Any
 
-from telehandler.common.errors import EXIT_OURS, HelperUnavailable, TelehandlerError
+from telehandler.common.errors import EXIT_OURS, HelperNotNow, HelperUnavailable, TelehandlerError
 from telehandler.supervisor.api_process import Api, Files
 from telehandler.supervisor.helper_process import Helpers
 
@@ -196,8 +196,8 @@ class Supervisor:
         self._helper_due = math.inf
         try:
             self._helpers.start()
-        except OSError as error:
-            _say(f"the root helper cannot be started now: {error}")
+        except (OSError, HelperNotNow) as error:
+            _say(f"the root helper cannot be started now, and is tried again: {error}")
             self._helper_due = time.monotonic() + self._helper_restarts.pause_s(False)
             return
         except HelperUnavailable as error:
