@@ -123,7 +123,6 @@ def _keep(control: socket.socket) -> int:
     while control.recv(1):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
-            refuse_fds(ours)
             refuse_fds(theirs)
             socket.send_fds(control, [b"L"], [ours.fileno()])
             # The helper's end takes the place of our control socket; every other fd closes on exec.
