@@ -40,7 +40,8 @@ static int may_call(void)
     return 0;
 }
 
-/* Every limit, soft and hard: none, but for those that have a value of their own. */
+/* Every limit, soft and hard: none, but for those that have a value of their own. Where root may not raise a hard
+ * limit, as in some containers, one is left as it is; but not one that can keep a process from going on. */
 static int reset_limits(void)
 {
     static const struct rlimit none = {0, 0}, stack = {8 << 20, RLIM_INFINITY}, files = {1 << 20, 1 << 20};
@@ -52,8 +53,8 @@ static int reset_limits(void)
             limit = stack;
         else if (kind == RLIMIT_NOFILE)
             limit = files;
-        /* More files than fs.nr_open are not to be had: all that the caller has, then. */
-        if (setrlimit(kind, &limit) != 0 && kind != RLIMIT_NOFILE)
+        if (setrlimit(kind, &limit) != 0 && (kind == RLIMIT_DATA || kind == RLIMIT_AS || kind == RLIMIT_STACK ||
+                                             kind == RLIMIT_CPU || kind == RLIMIT_FSIZE || kind == RLIMIT_RTTIME))
             return -1;
     }
     return 0;
@@ -92,7 +93,9 @@ int main(int argc, char **argv)
         signal(number, SIG_DFL);
     umask(077);
     /* Groups and gid while still privileged, the uid last; setresuid read back, since a failure is fatal. */
-    if (sigprocmask(SIG_SETMASK, &none, NULL) != 0 || stop_timers() != 0 || reset_limits() != 0 || chdir("/") != 0 ||
+    if (reset_limits() != 0)
+        fail("a limit of yours (ulimit -H) cannot be raised by root here: start it without");
+    if (sigprocmask(SIG_SETMASK, &none, NULL) != 0 || stop_timers() != 0 || chdir("/") != 0 ||
         setgroups(0, NULL) != 0 || setresgid(0, 0, 0) != 0 || setresuid(0, 0, 0) != 0 || getuid() != 0 || getgid() != 0)
         fail("cannot become root");
     execve(args[0], args, env);

@@ -32,7 +32,8 @@ EXIT_SETUP, EXIT_AGAIN, EXIT_VIOLATION = 125, 75, 3  # EXIT_AGAIN: it could not 
 _PASSING = (errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC)
 _MAX_FILES = 1 << 20  # each job holds up to eight fds
 # The helper's own limits, soft and hard; a job gets its own. Of what is not here, whoever is root is not bound.
-_UNLIMITED = "CPU FSIZE DATA STACK RSS NPROC MEMLOCK AS SIGPENDING MSGQUEUE RTTIME".split()
+_UNLIMITED = "CPU FSIZE DATA STACK AS RTTIME RSS NPROC MEMLOCK SIGPENDING MSGQUEUE".split()
+_NEEDED = {getattr(resource, f"RLIMIT_{name}") for name in _UNLIMITED[:6]}  # else we may be kept from going on
 _RLIMITS = {getattr(resource, f"RLIMIT_{name}"): (resource.RLIM_INFINITY,) * 2 for name in _UNLIMITED} | {
     resource.RLIMIT_STACK: (8 << 20, resource.RLIM_INFINITY),
     resource.RLIMIT_NOFILE: (_MAX_FILES, _MAX_FILES),
@@ -83,8 +84,10 @@ def _leave_caller() -> int:
     for kind, values in _RLIMITS.items():
         try:
             resource.setrlimit(kind, values)
-        except (ValueError, OSError):  # a container whose root may not raise it: all that it has
-            resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)
+        except (ValueError, OSError):  # a container whose root may not raise it
+            if kind in _NEEDED:
+                raise policy.SetupError("a hard limit (ulimit -H) cannot be raised by root here: start it without")
+            resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)  # all that it has
     return read_fd
 
 

@@ -88,7 +88,7 @@ class Jobs:
             elif time.monotonic() >= job.deadline:
                 self._expire(job)
 
-    def kill(self, job: Job) -> None:
+    def kill_job(self, job: Job) -> None:
         job.facts["killed"] = 1
         with suppress(OSError):  # just dead, or no fd is free: the first was enough, and _finish does the rest
             pidfd_send_signal(job.fds["pidfd"], SIGKILL)  # its namespace ends with it
@@ -98,7 +98,7 @@ class Jobs:
         """Ends a job that is STARTING; its START is answered with ERROR once it is gone."""
         stage = Stage.EXEC if job.status == spawn.EXEC_NEXT else Stage.CLONE
         job.failure = Refusal(stage, number, f"the start was ended before the command ran: {cause}")
-        self.kill(job)
+        self.kill_job(job)
 
     def forget(self, job: Job) -> None:
         self._close(job, *job.fds)
@@ -134,7 +134,7 @@ class Jobs:
         number, error = spawn.STATUS.unpack(report) if whole else (Stage.CLONE, errno.EIO)
         cause = os.strerror(error) if whole else "it died before exec, perhaps of too little memory"
         job.failure = Refusal(Stage(number), error, f"the start failed at {Stage(number).name.lower()}: {cause}")
-        self.kill(job)
+        self.kill_job(job)
 
     def _expire(self, job: Job) -> None:
         """A job beyond its deadline. One that runs gets SIGTERM, and after a grace, as another deadline, SIGKILL."""

@@ -174,7 +174,7 @@ class Monitor:
         if job.state is JobState.STARTING:
             self.jobs.give_up(job, errno.ECANCELED, "it was killed")
         else:
-            self.jobs.kill(job)
+            self.jobs.kill_job(job)
         self.link.send(Type.DONE, request_id)
 
     # A handle whose EXITED was sent: it frees nothing but memory and fds of a dead job.

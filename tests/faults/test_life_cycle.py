@@ -1,7 +1,7 @@
 """Every order of events in the life of one job, with the death of api and helper between any two of them.
 
-An abstraction of helper/monitor.py, telehandler/jobs/helper_link.py and jobs.py: one job, one client that may stop it, the queues
-between the two processes, the record. Breadth first through all that can happen.
+An abstraction of helper/monitor.py and jobs.py, and of telehandler/jobs: one job, one client that may stop it, the
+queues between the two processes, the record. Breadth first through all that can happen.
 """
 
 from collections import deque

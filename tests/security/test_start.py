@@ -102,7 +102,7 @@ def test_s20_what_exec_must_not_get_ends_the_helper(policy: Path, name: str, wha
         "nul": [entry + b"a?b"],
         "string": [entry + b"x" * (wire.MAX_STRING + 1 - len(entry))],
         "strings": [b"N%d=" % number for number in range(wire.MAX_COUNT + 1)],
-        "sum": [b"N%d=" % number + b"x" * 30_000 for number in range(3)],
+        "sum": [b"N%d=" % number + b"x" * 30_000 for number in range(7)],
     }[what]
     start: dict[str, Any] = dict.fromkeys(wire.LIMITS.split(), 0)
     start |= {"tag": TAG, "merge_stderr": 0, "place": [b"", b""], "argv": [b"true"], "env": ENV, name: [b"put here"]}
