@@ -18,6 +18,8 @@ _PREFIX = "telehandler."
 _CPU_PERIOD_USEC = 100_000
 _READ_BOUND = 64 * 1024
 _END_DEADLINE_S = 10.0  # for the kernel to end what was killed
+_TRIES = 100  # to make our directory: more than helpers that can start while we do
+_MOVES = 10  # of the processes out of a cgroup that is to have controllers
 # Controller, file, value: `{}` are limits by name, a job's disk, and the quota in each period.
 _ROWS = (
     ("cpu", "cpu.max", f"{{cpu_quota}} {_CPU_PERIOD_USEC}"),
@@ -107,18 +109,47 @@ def disks(paths: list[str]) -> list[str]:
 
 
 class Base:
-    """The helper's directory `telehandler.PID`, locked so that no other helper sweeps it."""
+    """The helper's directory `telehandler.PID`, locked so that no other helper sweeps it.
+
+    Only root may open it, so nobody else can hold its lock.
+    """
 
     def __init__(self, wanted: str) -> None:
         self.root = root = find_root(wanted)
         for name in os.listdir(root):
             if name.startswith(_PREFIX):
                 _sweep(f"{root}/{name}")
-        self.path = f"{root}/{_PREFIX}{os.getpid()}"
-        os.mkdir(self.path, 0o755)
-        self.fd = os.open(self.path, _OPEN_DIR)
-        fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self.controllers = self._enable()
+        self.path, self.fd = self._make(f"{root}/{_PREFIX}{os.getpid()}")
+        try:
+            self.controllers = self._enable()
+        except OSError:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Ends what is in it, and removes it."""
+        end(self.fd, self.path)
+
+    @staticmethod
+    def _make(wanted: str) -> tuple[str, int]:
+        """The directory, made and locked: its path and fd.
+
+        Between the two, a helper that starts beside us may sweep it, as one that was left: then it is made again.
+        """
+        path = wanted
+        for number in range(_TRIES):
+            try:
+                os.mkdir(path, 0o700)
+            except FileExistsError:  # of a helper with our pid, in another pid namespace
+                path = f"{wanted}-{number}"
+                continue
+            with suppress(FileNotFoundError):  # swept before it was opened
+                fd = os.open(path, _OPEN_DIR)
+                fcntl.flock(fd, fcntl.LOCK_EX)  # who has it is sweeping, and that is bounded
+                if os.path.exists(path) and os.fstat(fd).st_ino == os.stat(path).st_ino:
+                    return path, fd
+                os.close(fd)
+        raise OSError(errno.EAGAIN, "other helpers sweep it again and again", wanted)
 
     def _enable(self) -> set[str]:
         """Turns on every controller of ours that the root has; the ones that ended up on."""
@@ -126,16 +157,25 @@ class Base:
         # A subtree delegated with us in it: controllers go on only once a leaf has its processes, all that it has.
         if os.path.exists(f"{self.root}/cgroup.type") and str(os.getpid()) in read(root_fd, "cgroup.procs").split():
             os.makedirs(f"{self.root}/main", exist_ok=True)
-            # Three times: what a process bore before it was moved is found the next time.
-            for pid in (pid for _ in range(3) for pid in read(root_fd, "cgroup.procs").split()):
-                with suppress(OSError):  # it has just ended, or is not ours to see
-                    write(root_fd, "main/cgroup.procs", pid)
-        for controller in CONTROLLERS:
-            with suppress(OSError):  # stays off: a job that needs it is refused
-                for fd in (root_fd, self.fd):
-                    write(fd, "cgroup.subtree_control", f"+{controller}")
+            # Again and again: what a process bore before it was moved, or who has just come, is found the next time.
+            for _ in range(_MOVES):
+                for pid in read(root_fd, "cgroup.procs").split():
+                    with suppress(OSError):  # it has just ended, or is not ours to see
+                        write(root_fd, "main/cgroup.procs", pid)
+                if self._switch_on(root_fd):
+                    break
+        self._switch_on(root_fd)
         os.close(root_fd)
         return set(read(self.fd, "cgroup.subtree_control").split())
+
+    def _switch_on(self, root_fd: int) -> bool:
+        """Whether every controller of ours that the root has is on; what stays off refuses the jobs that need it."""
+        for controller in CONTROLLERS:
+            with suppress(OSError):
+                for fd in (root_fd, self.fd):
+                    write(fd, "cgroup.subtree_control", f"+{controller}")
+        there = set(read(root_fd, "cgroup.controllers").split()) & set(CONTROLLERS)
+        return there <= set(read(self.fd, "cgroup.subtree_control").split())
 
     def job_path(self, handle: int) -> str:
         return f"{self.path}/job-{handle}"
@@ -161,7 +201,7 @@ class Base:
 
 def _sweep(path: str) -> None:
     """Ends what a helper that was killed left: its lock is gone, its directory is not."""
-    with suppress(FileNotFoundError, BlockingIOError):  # another helper swept it, or has it
+    with suppress(OSError):  # another helper swept it, or has it; what else cannot be swept must not keep us from work
         fd = os.open(path, _OPEN_DIR)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -28,6 +28,9 @@ _CHILD_FDS = ("stdin", "stdout", "stderr", "status", "result")  # as 0 to 4
 _STATUS_FD, _RESULT_FD = 3, 4
 _NAMESPACES = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC
 _ALL = signal.valid_signals()
+# Signals that an init cannot wait for, SIGSTOP and the two that libc keeps to itself, come as the value of another.
+CARRIED, CARRIER = (signal.SIGSTOP, 32, 33), signal.SIGRTMAX
+_SI_QUEUE = -1  # si_code of a signal with a value
 
 
 class Order(NamedTuple):
@@ -40,6 +43,7 @@ class Order(NamedTuple):
     uid: int
     limits: dict[str, int]
     rows: list[tuple[str, str]]  # cgroup files and their values
+    merge_stderr: bool  # stdout's pipe is stderr's too; the pipe of stderr has no writer, so it is at its end
 
 
 def spawn(order: Order, cgroup_fd: int) -> tuple[int, dict[str, int]]:
@@ -53,6 +57,8 @@ def spawn(order: Order, cgroup_fd: int) -> tuple[int, dict[str, int]]:
     try:
         for name, flags in _PIPES.items():
             ours[name], childs[name] = os.pipe2(os.O_CLOEXEC | flags)
+        if order.merge_stderr:
+            os.dup2(childs["stdout"], childs["stderr"], inheritable=False)
         childs["stdin"] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         network = 0 if order.profile.network == "host" else sc.CLONE_NEWNET
         pid, ours["pidfd"] = sc.clone3(_NAMESPACES | network, cgroup_fd)
@@ -136,10 +142,13 @@ def _init(main: int) -> NoReturn:
     """pid 1: reaps orphans, passes signals on, ends with the main process; the kernel ends the rest."""
     os.closerange(0, _RESULT_FD)
     while True:
-        number = signal.sigwaitinfo(_ALL).si_signo
+        info = signal.sigwaitinfo(_ALL)
+        number = info.si_signo
+        if number == CARRIER and info.si_code == _SI_QUEUE:
+            number = info.si_status  # where siginfo_t has the value: sigaction(2)
         if number != signal.SIGCHLD:
             # What a terminal sends goes to the whole group, as from a terminal.
-            with suppress(ProcessLookupError, PermissionError):  # not yet its own group, or just dead
+            with suppress(OSError):  # not yet its own group, or just dead; or the job sent us a value of its own
                 (os.killpg if number in (signal.SIGINT, signal.SIGQUIT) else os.kill)(main, number)
             continue
         pid = -1

@@ -74,7 +74,7 @@ def _run(supervisor: socket.socket) -> None:
     credentials, note = tls.server_credentials(files, copies, spec["strict"])
     control.send(supervisor, "ready")
     message = control.receive(supervisor)
-    if message is None:
+    if message is None or message.kind != "link":  # ended before it began
         return
     asyncio.run(_serve(supervisor, spec, credentials, note, message.fd))
 
@@ -135,7 +135,7 @@ def _hear(
     if message is None:
         loop.remove_reader(supervisor)
         return _settle(stopped, 0)
-    if message.kind == "hand over":
+    if message.kind == "hand-over":
         return _settle(stopped, HAND_OVER_GRACE_S)
     work = _take(message.fd, jobs) if message.kind == "link" else _end(jobs, stopped, message.kind == "end")
     task = loop.create_task(work)

@@ -54,16 +54,14 @@ class Service:
         # On the wire a request is a stream of one message. As a stream a handler has it from the headers on, so that
         # the caller is known, and counted, before anything of the message is read: grpc would read it first.
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: grpc.stream_unary_rpc_method_handler(
-                self._call(handler, message), response_serializer=lambda answer: answer.SerializeToString()
-            )
-            for name, (message, handler) in unary.items()
+            name: _unary(self._call(handler, message)) for name, (message, handler) in unary.items()
         }
         # No serialiser: chunks are serialised once for all watchers.
         methods["WatchJobOutput"] = grpc.stream_stream_rpc_method_handler(
             self._call(self.watch_job_output, pb.WatchJobOutputRequest)
         )
-        original = {name: methods[name] for name in ("StartJob", "StopJob", "GetJobStatus", "WatchJobOutput")}
+        original = {name: methods[name] for name in ("StopJob", "GetJobStatus", "WatchJobOutput")}
+        original["StartJob"] = _unary(self._call(self.start_merged, pb.StartJobRequest))
         return [
             grpc.method_handlers_generic_handler(SERVICE, methods),
             grpc.method_handlers_generic_handler(ORIGINAL_SERVICE, original),
@@ -80,6 +78,11 @@ class Service:
             return pb.JobResponse(sandbox=await self._jobs.check(wanted))
         job = await self._jobs.start(wanted)
         return pb.JobResponse(name=job.record.name, uid=job.record.uuid, state=responses.state(job))
+
+    async def start_merged(self, request: pb.StartJobRequest, caller: Caller, context: Context) -> pb.JobResponse:
+        """The original's: its jobs have one pipe for both streams."""
+        request.merge_stderr = True
+        return await self.start_job(request, caller, context)
 
     async def stop_job(self, request: pb.StopJobRequest, caller: Caller, context: Context) -> Empty:
         job = self._find(request.name, caller)
@@ -195,6 +198,10 @@ class Service:
                 await responses.abort(context, error)
 
         return call
+
+
+def _unary(handler: Callable[[Any, Context], Any]) -> "grpc.RpcMethodHandler[Any, Any]":
+    return grpc.stream_unary_rpc_method_handler(handler, response_serializer=lambda answer: answer.SerializeToString())
 
 
 def _parse(message: type[Message], body: bytes) -> Message:

@@ -1,4 +1,8 @@
-"""The command line: one verb, one file, loaded when it is asked for."""
+"""The command line: one verb, one file, loaded when it is used.
+
+Runs in the user's process. Nothing imports it. It reaches jobs and helper through `local` and `check` alone;
+`telehandler server` is the one verb that imports `supervisor`.
+"""
 
 import gc
 import importlib

@@ -30,6 +30,7 @@ def command(context: click.Context, /, cgroup_root: str | None, helper_policy: s
         cwd=os.fsencode(given["workdir"] or ""),
         limits=limits,
         profile=given["profile"],
+        merge_stderr=given["merge_stderr"],
     )
     if given["dry_run"]:
         terminal.show_check(given["command"], local.check(request, cgroup_root, helper_policy))

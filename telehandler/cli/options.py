@@ -62,6 +62,7 @@ def sandbox(function: Function) -> Function:
             ),
             click.option("--timeout", metavar="TIME", help="Wall clock, such as 90s or 2h; then it is stopped."),
             click.option("--profile", metavar="NAME", default="", help="A profile of the root policy."),
+            click.option("--merge-stderr", is_flag=True, help="One pipe for stdout and stderr, printed as stdout."),
             click.option("--dry-run", is_flag=True, help="Start nothing; print what the job would get."),
             click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND [ARG]..."),
         )

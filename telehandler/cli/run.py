@@ -49,6 +49,7 @@ def command(
         working_directory=given["workdir"] or "",
         limits=pb.Limits(**limits),
         profile=given["profile"],
+        merge_stderr=given["merge_stderr"],
         log_max_bytes=parse.size(log_max_size, "--log-max-size") if log_max_size else 0,
         log_policy=f"LOG_POLICY_{log_policy.upper().replace('-', '_')}" if log_policy else None,
     )

@@ -23,6 +23,10 @@ class HelperUnavailable(TelehandlerError):
     """The root helper cannot be started, or has died."""
 
 
+class HelperNotNow(HelperUnavailable):
+    """The root helper cannot be started now; another try may do."""
+
+
 class ServerUnavailable(TelehandlerError):
     """The server cannot be reached, or the connection to it broke. `sent`: it may have got the request."""
 

@@ -53,6 +53,8 @@ class Jobs:
 
     async def end(self, kill: bool) -> None:
         """No more starts; returns once no job runs. With `kill` all are stopped, without a grace."""
+        if kill:
+            await self._link.cancel_starts()
         await self._starts.close()
         await self._lifecycle.stop_all(kill)
 

@@ -106,7 +106,8 @@ class Starts:
     def spec(self, request: Request, uuid: uuids.UUID) -> JobSpec:
         """What the helper is asked for."""
         env = [name + b"=" + value for name, value in (DEFAULT_ENV | request.env).items()]
-        return JobSpec(uuid.bytes, request.profile, request.cwd or self._cwd, request.argv, env, request.limits)
+        place = request.profile, request.cwd or self._cwd
+        return JobSpec(uuid.bytes, *place, request.argv, env, request.limits, request.merge_stderr)
 
     async def _start(self, request: Request, link: HelperLink) -> Job:
         record = new_record(request)

@@ -91,7 +91,7 @@ class Limits(_message.Message):
     def __init__(self, cpu_millis: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_high_bytes: _Optional[int] = ..., pids: _Optional[int] = ..., read_bps: _Optional[int] = ..., write_bps: _Optional[int] = ..., read_iops: _Optional[int] = ..., write_iops: _Optional[int] = ..., file_bytes: _Optional[int] = ..., open_files: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class StartJobRequest(_message.Message):
-    __slots__ = ("parent", "command", "args", "argv", "env", "working_directory", "limits", "profile", "validate_only", "log_max_bytes", "log_policy", "request_id")
+    __slots__ = ("parent", "command", "args", "argv", "env", "working_directory", "limits", "profile", "validate_only", "log_max_bytes", "log_policy", "request_id", "merge_stderr")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +111,7 @@ class StartJobRequest(_message.Message):
     LOG_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     LOG_POLICY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MERGE_STDERR_FIELD_NUMBER: _ClassVar[int]
     parent: str
     command: str
     args: _containers.RepeatedScalarFieldContainer[str]
@@ -123,7 +124,8 @@ class StartJobRequest(_message.Message):
     log_max_bytes: int
     log_policy: LogPolicy
     request_id: str
-    def __init__(self, parent: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., argv: _Optional[_Iterable[bytes]] = ..., env: _Optional[_Mapping[str, bytes]] = ..., working_directory: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., profile: _Optional[str] = ..., validate_only: _Optional[bool] = ..., log_max_bytes: _Optional[int] = ..., log_policy: _Optional[_Union[LogPolicy, str]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    merge_stderr: bool
+    def __init__(self, parent: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., argv: _Optional[_Iterable[bytes]] = ..., env: _Optional[_Mapping[str, bytes]] = ..., working_directory: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., profile: _Optional[str] = ..., validate_only: _Optional[bool] = ..., log_max_bytes: _Optional[int] = ..., log_policy: _Optional[_Union[LogPolicy, str]] = ..., request_id: _Optional[str] = ..., merge_stderr: _Optional[bool] = ...) -> None: ...
 
 class JobResponse(_message.Message):
     __slots__ = ("name", "uid", "state", "sandbox")

@@ -115,7 +115,7 @@ class Api:
     def hand_over(self) -> None:
         """Has it end, and leave the jobs to the next."""
         self.handing_over, self.deadline = True, time.monotonic() + STOP_S
-        self.tell("hand over")
+        self.tell("hand-over")
 
     def kill(self) -> None:
         self.deadline = math.inf

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from helper import wire
 from telehandler.common import fds
-from telehandler.common.errors import HelperUnavailable
+from telehandler.common.errors import HelperNotNow, HelperUnavailable
 from telehandler.supervisor import prerequisites
 
 INSTALLED = Path("/usr/local/lib/telehandler")
 PYTHON = "/usr/bin/python3"
 HELLO_TIMEOUT_S = 20.0
 _TRIES = 3  # a helper may be killed before it answers
+_EXIT_AGAIN = 75  # of a helper that could not start now: of helper/__main__.py
 
 
 def command(cgroup_root: str | None, policy: str | None) -> list[str]:
@@ -49,11 +50,14 @@ def start(
 ) -> tuple["subprocess.Popen[bytes]", socket.socket]:
     """The helper, greeted, and our end of its socket. Raises HelperUnavailable."""
     arguments = command(cgroup_root, policy)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process = _run(arguments, theirs, stderr)
-    if not _greeted(ours):
-        raise HelperUnavailable(_not_started(arguments, _status(process)))
-    return process, ours
+    for _ in range(_TRIES):
+        ours, theirs = _pair()
+        process = _run(arguments, theirs, stderr)
+        if _greeted(ours):
+            return process, ours
+        if (status := _status(process)) != _EXIT_AGAIN:
+            break
+    raise HelperUnavailable(_not_started(arguments, status))
 
 
 class Helpers:
@@ -68,6 +72,7 @@ class Helpers:
         self._process: subprocess.Popen[bytes] | None = None  # the keeper, or the last helper
         self._keeper: socket.socket | None = None
         self._running = False  # one has been
+        self._served = False  # the last one has: it was greeted
         self.link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # until the first helper's
         if os.geteuid() == 0:
             self._keeper, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -77,20 +82,25 @@ class Helpers:
     def start(self) -> None:
         """The first helper, or, once one was killed by a signal, the next; greeted.
 
-        Raises HelperUnavailable, also when the one before ended by itself: the next would too.
+        Raises HelperUnavailable, also when one that had served ended by itself: the next would too. Once one has
+        served, what keeps another from starting may pass: HelperNotNow.
         """
-        for _ in range(_TRIES):
+        for _ in range(1 if self._running else _TRIES):
             ours = self._next_of_keeper(self._keeper) if self._keeper else self._next()
-            if _greeted(ours):
+            self._served = _greeted(ours)
+            if self._served:
                 self.link.close()
                 self.link, self._running = ours, True
                 return
-        raise HelperUnavailable(f"the root helper was killed {_TRIES} times before it answered")
+        raise HelperNotNow("the root helper did not answer; if it said why, its message is above")
 
     def _next(self) -> socket.socket:
-        if self._process and (status := _status(self._process)) >= 0:  # sudo sends itself its command's signal
-            raise HelperUnavailable(self._ended(status))
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if self._process:
+            status = _status(self._process)  # sudo sends itself its command's signal
+            passing = status < 0 or status == _EXIT_AGAIN or (self._running and not self._served)
+            if not passing:
+                raise HelperUnavailable(self._ended(status))
+        ours, theirs = _pair()
         self._process = _run(self._arguments, theirs)
         return ours
 
@@ -131,6 +141,13 @@ class Helpers:
         return ended
 
 
+def _pair() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a helper's socket. No fd can be sent to the helper; it would take none anyway."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    fds.refuse(theirs)
+    return ours, theirs
+
+
 def _run(arguments: list[str], stdin: socket.socket, stderr: int | None = None) -> "subprocess.Popen[bytes]":
     """Closes `stdin`. Root's own helper gets no environment: it is nobody's deputy, as by sudo (SUDO_UID)."""
     env: dict[str, str] | None = {} if os.geteuid() == 0 else None
@@ -159,7 +176,7 @@ def _status(process: "subprocess.Popen[bytes]") -> int:
     try:
         return process.wait(HELLO_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        raise HelperUnavailable("the root helper neither answers nor ends") from None
+        raise HelperNotNow("the root helper neither answers nor ends") from None
 
 
 def _not_started(arguments: list[str], status: int) -> str:

@@ -13,9 +13,10 @@ import time
 from collections import deque
 from typing import Any
 
-from telehandler.common.errors import EXIT_OURS, HelperUnavailable, TelehandlerError
+from telehandler.common import capacity
+from telehandler.common.errors import EXIT_OURS, HelperNotNow, HelperUnavailable, TelehandlerError
 from telehandler.supervisor.api_process import Api, Files
-from telehandler.supervisor.helper_process import PASSING, Helpers
+from telehandler.supervisor.helper_process import Helpers
 
 KILL_S = 10.0  # for the api to kill every job and tell its watchers
 # timeout(1) signals its child, and then its group: the child gets one order twice.
@@ -200,7 +201,7 @@ class Supervisor:
             # An expired certificate is no reason to give up jobs that run, but to start none.
             self._api = Api(self._spec | {"strict": not self._was_ready}, self._files, self._paths)
         except OSError as error:  # such as no process to be had: the jobs are none the worse for it
-            passes = error.errno in PASSING
+            passes = error.errno in capacity.ERRORS
             self._api_due = time.monotonic() + self._api_restarts.pause_s(not passes)
             if passes or (self._was_ready and self._api_restarts.failures < MAX_API_FAILURES):
                 return _say(f"the api cannot be started now: {error}")
@@ -214,8 +215,8 @@ class Supervisor:
         self._helper_due = math.inf
         try:
             self._helpers.start()
-        except OSError as error:
-            _say(f"the root helper cannot be started now: {error}")
+        except (OSError, HelperNotNow) as error:
+            _say(f"the root helper cannot be started now, and is tried again: {error}")
             self._helper_due = time.monotonic() + self._helper_restarts.pause_s(False)
             return
         except HelperUnavailable as error:

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import grpc
 import pytest
-from edge import SERVICE, Caller
-from held import cpu_ticks, rss_bytes
-from kept import output_of, state_of_before, write_jobs
-from servers import ROOT, Server, policy_text, wait_until, write_policy
-from unfinished_requests import Unfinished
+from support.checkout import ROOT
+from support.policies import policy_text, write_policy
+from support.process_usage import cpu_ticks, rss_bytes
+from support.raw_client import SERVICE, RawClient
+from support.servers import Server
+from support.state_fixtures import output_directory, used_state_directory, write_jobs
+from support.unfinished_requests import Unfinished
+from support.wait import wait_until
 
 from telehandler.common import bounds
 from telehandler.common.states import Reason, State
@@ -64,7 +67,7 @@ def _refused(attackers: list[Unfinished]) -> int:
 def _start_s(server: Server, ssl: Path) -> float:
     """How long a start of another user takes: the median, on a machine that others use too."""
     times = []
-    with Caller(server, ssl / "bubba") as other:
+    with RawClient(server, ssl / "bubba") as other:
         for _ in range(ROUNDS):
             began = time.monotonic()
             other.start("true")
@@ -74,7 +77,7 @@ def _start_s(server: Server, ssl: Path) -> float:
 
 def test_s52_a_users_requests_are_bounded_in_bytes(server: Server, ssl: Path) -> None:
     """Those that are whole, and whose calls go on: watches that are as long as a message may be."""
-    with Caller(server, ssl / "client") as owner, Caller(server, ssl / "bubba") as other:
+    with RawClient(server, ssl / "client") as owner, RawClient(server, ssl / "bubba") as other:
         job = owner.start("sleep", "1000")
         padded = pb.WatchJobOutputRequest(name=job.name).SerializeToString() + _unknown_field(MIB - 1024)
         watches = [owner.begin(WATCH, padded) for _ in range(bounds.MAX_REQUEST_BYTES_PER_USER // MIB + 4)]
@@ -84,7 +87,7 @@ def test_s52_a_users_requests_are_bounded_in_bytes(server: Server, ssl: Path) ->
         for watch in watches:
             watch.cancel()
         wait_until("the bytes are free", lambda: owner.call(START, pb.StartJobRequest(argv=[b"true"])).bodies)
-        assert owner.ask("StopJob", "tele-tester", job.uid).code is grpc.StatusCode.OK
+        assert owner.call_method("StopJob", "tele-tester", job.uid).code is grpc.StatusCode.OK
 
 
 def _unknown_field(size: int) -> bytes:
@@ -107,10 +110,10 @@ def _ended(calls: list[grpc.Call], count: int) -> set[grpc.StatusCode]:
 
 def test_s52_tails_of_a_log_without_newlines_hold_up_nobody(server: Server, ssl: Path) -> None:
     """Thirty at once, each of which must read all of a large log; another user's job ends as soon as ever."""
-    with Caller(server, ssl / "client") as owner, Caller(server, ssl / "bubba") as other:
+    with RawClient(server, ssl / "client") as owner, RawClient(server, ssl / "bubba") as other:
         job = owner.start("printf", "no newline")
         owner.call(f"/{SERVICE}/GetJobStatus", pb.GetJobStatusRequest(name=job.name, wait=True))
-        os.truncate(output_of(server, job.name) / "output", 64 << 30)  # a hole: it takes no room on the disk
+        os.truncate(output_directory(server, job.name) / "output", 64 << 30)  # a hole: it takes no room on the disk
         request = pb.WatchJobOutputRequest(name=job.name, no_follow=True, tail_lines=1000)
         tails = [owner.begin(WATCH, request, timeout=120) for _ in range(30)]
         api = server.children()["api"]
@@ -141,11 +144,11 @@ FLOOD = """
 import sys, threading
 from pathlib import Path
 from types import SimpleNamespace
-from edge import Caller
+from support.raw_client import RawClient
 server = SimpleNamespace(ssl=Path(sys.argv[1]), port=int(sys.argv[2]))
 request = sys.stdin.buffer.read()
 slots = threading.Semaphore(500)
-with Caller(server, server.ssl / "client") as caller:
+with RawClient(server, server.ssl / "client") as caller:
     method = caller.channel.unary_unary(sys.argv[3])
     print("up", flush=True)
     while True:
@@ -192,13 +195,12 @@ def test_s52_the_policys_rate_of_starts_is_shared(make_server: Callable[..., Ser
 def test_s52_a_flood_of_lists_leaves_another_user_his_turn(
     make_server: Callable[..., Server], place: Path, ssl: Path
 ) -> None:
-    state = state_of_before(make_server, place)
+    state = used_state_directory(make_server, place)
     uuid = "00000000-0000-4000-8000-{:012x}"
-    ended = {"state": State.COMPLETED, "reason": Reason.EXITED}
-    write_jobs(
-        state,
-        [Record(uuid.format(n), "tele-tester", [b"true"], start_ns=n + 1, end_ns=n + 1, **ended) for n in range(1000)],
-    )
+    records = [Record(uuid.format(number), "tele-tester", [b"true"], start_ns=number + 1) for number in range(1000)]
+    for record in records:
+        record.state, record.reason, record.end_ns = State.COMPLETED, Reason.EXITED, record.start_ns
+    write_jobs(state, records)
     server = make_server(state=state)
     with _flood(server, LIST, pb.ListJobsRequest(page_size=1000).SerializeToString()):
         assert _start_s(server, ssl) < SOON_S
@@ -212,7 +214,7 @@ def test_s52_one_user_never_has_all_of_the_jobs(
     policy = write_policy(place, "few", f"max_jobs = 8\n{policy_text()}")
     server = make_server(policy=policy, options=options)
     with ExitStack() as stack:
-        owner, other = (stack.enter_context(Caller(server, ssl / user)) for user in ("client", "bubba"))
+        owner, other = (stack.enter_context(RawClient(server, ssl / user)) for user in ("client", "bubba"))
         for _ in range(2):  # what ends is free again
             jobs = [owner.start("sleep", "1000") for _ in range(share)]
             refused = owner.call(START, pb.StartJobRequest(argv=[b"true"]))
@@ -222,5 +224,5 @@ def test_s52_one_user_never_has_all_of_the_jobs(
             for caller, user, uuid in [(owner, "tele-tester", job.uid) for job in jobs] + [
                 (other, "bubba", name.rpartition("/")[2])
             ]:
-                assert caller.ask("StopJob", user, uuid).code is grpc.StatusCode.OK
+                assert caller.call_method("StopJob", user, uuid).code is grpc.StatusCode.OK
     assert server.stop() == 0
