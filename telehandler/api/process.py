@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from telehandler.api import tls
-from telehandler.common import bounds, control, privileges  # tls sets grpc's environment: must come before grpc
+from telehandler.api import tls  # sets grpc's environment: must come before grpc
+from telehandler.common import bounds, control, privileges, process_state
 
 import grpc.aio  # isort: skip
 
@@ -47,6 +47,7 @@ def main() -> None:
 
     Exit status 125: it could not start, and no other could.
     """
+    process_state.establish()
     try:
         _drop_privileges()
         # Each connection is an fd, each job four.

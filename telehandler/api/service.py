@@ -16,7 +16,7 @@ from telehandler.api.auth import AuthError, Caller, caller_of
 from telehandler.api.responses import Context
 from telehandler.api.tls import TLS_VERSION
 from telehandler.api.validation import Refusal
-from telehandler.common import bounds
+from telehandler.common import bounds, limits
 from telehandler.jobs import manager as core
 from telehandler.jobs.job import Job
 from telehandler.jobs.manager import Jobs
@@ -73,9 +73,12 @@ class Service:
             raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "a job's parent must be its caller")
         wanted = validation.start_request(request, owner)
         if request.validate_only:
-            return pb.JobResponse(sandbox=await self._jobs.check(wanted))
+            rows = await self._jobs.check(wanted)
+            return pb.JobResponse(sandbox=rows, unenforced_limits=limits.without_file(rows))
         job = await self._jobs.start(wanted)
-        return pb.JobResponse(name=job.record.name, uid=job.record.uuid, state=responses.state(job))
+        answer = pb.JobResponse(name=job.record.name, uid=job.record.uuid, state=responses.state(job))
+        answer.unenforced_limits.extend(await self._jobs.unenforced(wanted))
+        return answer
 
     async def stop_job(self, request: pb.StopJobRequest, caller: Caller, context: Context) -> Empty:
         job = self._find(request.name, caller)

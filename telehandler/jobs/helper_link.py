@@ -71,6 +71,7 @@ class HelperLink:
         self._arrived = asyncio.Event()  # another ADOPT, or the end
         self._hello_id = -1
         self._greeted = self.closed = False
+        self.missing_controllers: list[str] = []  # by hello: cgroup controllers that the machine lacks
         self.lost = False  # closed by the helper's end
         self.gone = asyncio.Event()  # closed, and the helper's last words heard
         self._sending = asyncio.Lock()
@@ -83,6 +84,7 @@ class HelperLink:
         self._hello_id = self._next_id
         message, _ = await self._call(Type.HELLO)
         self._greeted = True
+        self.missing_controllers = [name.decode() for name in message.fields["missing_controllers"]]
         wanted = message.fields["live_jobs"]
         try:
             # ADOPT follows WELCOME at once, one each.

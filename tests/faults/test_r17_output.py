@@ -15,7 +15,7 @@ from edge import SERVICE, Caller
 from held import rss_bytes
 from servers import Server, wait_until
 
-from telehandler.client.connection import unpack
+from telehandler.client.answers import unpack
 from telehandler.pb import telehandler_pb2 as pb
 
 FULL = bool(os.environ.get("TELEHANDLER_FULL"))
