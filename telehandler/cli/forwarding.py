@@ -4,7 +4,6 @@ A handler must not call grpc, nor print: it notes the number, and a thread does 
 """
 
 import os
-import queue
 import signal
 import threading
 import time
@@ -29,7 +28,7 @@ class Forwarding:
 
     def __init__(self, client: "Client") -> None:
         self._client, self._name = client, ""
-        self._queue: queue.SimpleQueue[int] = queue.SimpleQueue()  # its put may interrupt another
+        self._pipe_fds = os.pipe()  # of numbers, a byte each
         self._received = self._done = self._interrupts = 0
         self._named = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
@@ -52,13 +51,13 @@ class Forwarding:
 
     def _on_signal(self, number: int, _: object) -> None:
         self._received += 1
-        self._queue.put(number)
+        os.write(self._pipe_fds[1], bytes([number]))
         if not self._named.is_set() and self._received > 1:
             os._exit(128 + number)
 
     def _run(self) -> None:
         while True:
-            number = self._queue.get()
+            number = os.read(self._pipe_fds[0], 1)[0]
             if not self._named.wait(START_S):
                 terminal.note("the start is not confirmed, and a job may run: `telehandler client ls` lists yours")
                 os._exit(128 + number)

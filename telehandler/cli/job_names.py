@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from telehandler.cli import jidfile, terminal
-from telehandler.common.errors import EXIT_OURS, ServerUnavailable, TelehandlerError
+from telehandler.common.errors import EXIT_OURS, OutputFailed, ServerUnavailable, TelehandlerError
 
 if TYPE_CHECKING:
     from telehandler.client.connection import Client
@@ -32,14 +32,14 @@ def find(job: str | None, settings: dict[str, str], client: "Client") -> str:
 def for_each(jobs: Iterable[str | None], settings: dict[str, str], work: "Callable[[Client, str], int]") -> int:
     """`work` with the whole name of each job: the first of its exit codes that is not 0.
 
-    What fails for one job is told, and its code is 125; a server that is not there ends it all.
+    What fails for one job is told, and its code is 125; a server that is not there, or a stdout that fails, ends it all.
     """
     client = connect(settings)
     codes = []
     for job in jobs:
         try:
             codes.append(work(client, find(job, settings, client)))
-        except ServerUnavailable:
+        except (ServerUnavailable, OutputFailed):
             raise
         except TelehandlerError as error:
             terminal.note(f"{job}: {error}" if job else str(error))

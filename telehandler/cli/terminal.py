@@ -1,7 +1,6 @@
 """What commands print: a job's bytes to their own streams, everything else as one line on stderr."""
 
 import os
-import select
 import shlex
 import signal
 import stat
@@ -31,6 +30,7 @@ def end_with_reader(fd: int) -> None:
     """Ends this process once the pipe behind `fd` has no reader, as SIGPIPE would at the next output."""
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
         return
+    import select
     import threading  # which most verbs do without
 
     def watch() -> None:

@@ -3,10 +3,10 @@
 Raises TelehandlerError where an answer is none that a server of ours gives.
 """
 
+from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from telehandler.common.errors import TelehandlerError
-from telehandler.common.states import Reason, State
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -19,7 +19,6 @@ STDOUT, STDERR = 1, 2
 _MAX_OFFSET = (1 << 64) - 1
 _MAX_EXIT_CODE, _MAX_SIGNAL = 255, 64
 _UUID_LETTERS = frozenset("0123456789abcdef-")
-_LOST = Reason.LOST.name.lower()
 
 
 class End(NamedTuple):
@@ -77,7 +76,7 @@ def end(metadata: dict[str, str]) -> End | None:
     if "telehandler-state" not in metadata:
         return None
     reason = metadata.get("telehandler-reason", "")
-    code = None if reason == _LOST else _number(metadata, "telehandler-exit-code", _MAX_EXIT_CODE)
+    code = None if reason == "lost" else _number(metadata, "telehandler-exit-code", _MAX_EXIT_CODE)
     number = _number(metadata, "telehandler-signal", _MAX_SIGNAL)
     return End(metadata["telehandler-state"], reason, code, number, metadata.get("telehandler-detail", ""))
 
@@ -100,16 +99,20 @@ def status(answer: "pb.JobStatus") -> "pb.JobStatus":
 
 def exit_code(answer: "pb.JobStatus") -> int | None:
     """None while it runs, and for a job that was lost: nobody knows."""
-    lost = int(answer.reason) == Reason.LOST
+    lost = reason_name(answer) == "lost"
     return answer.exit_code if answer.HasField("end_time") and not lost else None
 
 
 def state_name(answer: "pb.JobStatus") -> str:
     """In small letters; a number that a newer server has is shown as it is."""
+    from telehandler.common.states import State  # which run does without
+
     return _name(State, answer.state)
 
 
 def reason_name(answer: "pb.JobStatus") -> str:
+    from telehandler.common.states import Reason
+
     return _name(Reason, answer.reason)
 
 
@@ -121,7 +124,7 @@ def time_text(stamp: "Timestamp") -> str:
         raise TelehandlerError("the server sent a time that is none") from None
 
 
-def _name(kind: type[State] | type[Reason], number: int) -> str:
+def _name(kind: type[IntEnum], number: int) -> str:
     try:
         return kind(number).name.lower()
     except ValueError:

@@ -13,7 +13,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are not ours: e
 import grpc
 
 from telehandler.certs.pem import read_pair
-from telehandler.client import answers, diagnosis
+from telehandler.client import answers
 from telehandler.client.answers import End as End  # what `watch` gives
 from telehandler.client.retries import Retries
 from telehandler.common import bounds, limits
@@ -61,7 +61,7 @@ class Client:
 
     def __init__(self, server: str, cert: str, key: str, root: str) -> None:
         self._server = server
-        self._target = diagnosis.Target(server, cert, key, root)
+        self._files = cert, key, root
         self.detail = ""  # of the last status: why its output is not whole, or waits
         host, _, port = server.rpartition(":")
         good = host and host.isprintable() and port.isascii() and port.isdigit() and len(port) <= 5
@@ -222,7 +222,10 @@ class Client:
         code, text = error.code(), error.details() or ""
         if code is grpc.StatusCode.UNAVAILABLE:
             if text.startswith(_NEVER_SENT):
-                return diagnosis.Unreachable(lambda: diagnosis.cause(self._target, text))
+                from telehandler.client import diagnosis  # for those who need one
+
+                target = diagnosis.Target(self._server, *self._files)
+                return diagnosis.Unreachable(lambda: diagnosis.cause(target, text))
             unavailable = ServerUnavailable(f"{self._server} is not available: {text}")
             unavailable.sent = True
             return unavailable

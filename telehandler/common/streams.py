@@ -7,7 +7,6 @@ read holds up nothing.
 import errno
 import io
 import os
-import select
 import sys
 from typing import TextIO
 
@@ -41,6 +40,8 @@ def write_some(fd: int, data: memoryview, timeout_s: float) -> int:
 
 def wait(fd: int, timeout_s: float | None = None) -> bool:
     """Whether an fd can be written to, or has failed, within this time."""
+    import select  # a few tenths of a millisecond of each start
+
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))

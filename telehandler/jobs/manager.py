@@ -60,7 +60,7 @@ class Jobs:
 
     async def unenforced(self, request: Request) -> list[str]:
         """Of the limits that a request sets, those that nothing enforces here: see limits.py."""
-        if not limits.of_request(request.limits):
+        if not limits.of_request(name for name, value in request.limits.items() if value):
             return []
         key = self._link, request.profile  # a profile's files may lie on no disk that io could be limited on
         if key not in self._unenforced:
@@ -69,10 +69,10 @@ class Jobs:
                 found = limits.without_file(await self._link.check(self._starts.spec(plain, uuids.UUID(int=0))))
             except TelehandlerError:  # as when no more jobs may run now
                 return [
-                    name for name in limits.of_controllers(self._link.missing_controllers) if name in request.limits
+                    name for name in limits.of_controllers(self._link.missing_controllers) if request.limits.get(name)
                 ]
             self._unenforced = {key: found}
-        return [name for name in self._unenforced[key] if name in request.limits]
+        return [name for name in self._unenforced[key] if request.limits.get(name)]
 
     async def start(self, request: Request) -> Job:
         """A running job, or the one that this request id has started already: see Starts.start."""
