@@ -69,7 +69,7 @@ test-packages:
 
 .PHONY: test-full
 test-full: build test-packages  ## tests/faults at full size: 10,000 jobs, 1,000 at once, 10 GiB, a line of 1 GiB
-	TELEHANDLER_FULL=1 $(PYTHON) -m pytest tests/faults/test_r6_many.py tests/faults/test_r17_output.py
+	TELEHANDLER_FULL=1 $(PYTHON) -m pytest tests/faults/test_many_jobs.py tests/faults/test_output_integrity.py
 
 FUZZ_SECONDS := 300
 

@@ -5,9 +5,11 @@ import statistics
 import subprocess
 from typing import Any, NamedTuple
 
-from servers import Server
+from support.library_client import client_of
+from support.process_usage import memory_bytes
+from support.servers import Server
 
-from bench.ground import GIB, MIB, Ground, cpu_s, end, finished_job, memory_bytes, read, start, tell, watch_request
+from bench.ground import GIB, MIB, Ground, cpu_s, end, finished_job, read, start, tell, watch_request
 
 # Lines as a program's log has them: numbers that differ, words that come again.
 _TEXT = (
@@ -46,7 +48,7 @@ def run(ground: Ground, watchers: list[int], total: int, largest: int, rounds: i
 def _row(ground: Ground, count: int, size: int, rounds: int) -> dict[str, Any]:
     """With a server of its own, so that its memory is this row's."""
     with ground.server() as server:
-        client = ground.client(server)
+        client = client_of(server)
         random_job, _ = finished_job(client, ["head", "-c", str(size), "/dev/urandom"])
         text_job, text_size = finished_job(client, text_command(size))
         client.close()

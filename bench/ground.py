@@ -10,7 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from servers import ROOT, Server, policy_text, wait_until, write_policy
+from support.checkout import ROOT
+from support.policies import policy_text, write_policy
+from support.process_usage import cpu_ticks
+from support.servers import Server
+from support.wait import wait_until
 
 from telehandler.certs.authority import make_all
 from telehandler.client.connection import Client
@@ -40,10 +44,6 @@ class Ground:
         finally:
             end(*_started)  # before the server: they have nothing to say about its end
             server.stop()
-
-    def client(self, server: Server) -> Client:
-        files = (str(self.ssl / name) for name in ("client.pem", "client-key.pem", "root.pem"))
-        return Client(f"localhost:{server.port}", *files)
 
     def pair(self, name: str) -> dict[str, str]:
         return {
@@ -133,10 +133,4 @@ def watch_request(name: str, zstd: bool = False) -> bytes:
 
 def cpu_s(pid: int) -> float:
     """User and system time of a process with all its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
-def memory_bytes(pid: int, key: str) -> int:
-    """VmRSS now, or VmHWM, its highest so far."""
-    return int(Path(f"/proc/{pid}/status").read_text().split(f"{key}:")[1].split()[0]) * 1024
+    return cpu_ticks(pid) / _TICKS

@@ -8,8 +8,10 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from support.library_client import client_of
+from support.process_usage import memory_bytes
 
-from bench.ground import MIB, Ground, end, memory_bytes, read, start, start_job, watch_request
+from bench.ground import MIB, Ground, end, read, start, start_job, watch_request
 from bench.reader import WATCH
 
 STREAMS = 100  # of one connection
@@ -23,7 +25,7 @@ def run(ground: Ground, counts: list[int]) -> list[dict[str, Any]]:
 
 def _row(ground: Ground, count: int) -> dict[str, Any]:
     with ground.server() as server:
-        client, api = ground.client(server), server.children()["api"]
+        client, api = client_of(server), server.children()["api"]
         job = start_job(client, _QUIET)
         before = memory_bytes(api, "VmRSS")
         spec = ground.pair("client") | {"address": f"localhost:{server.port}", "count": count}

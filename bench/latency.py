@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from servers import Server
+from support.library_client import client_of
+from support.servers import Server
 
 from bench.ground import Ground, start_job
 from bench.reader import WATCH
@@ -23,7 +24,7 @@ _JOB = (
 
 def run(ground: Ground, count: int) -> dict[str, Any]:
     with ground.server() as server:
-        client = ground.client(server)
+        client = client_of(server)
         job = start_job(client, ["/usr/bin/python3", "-c", _JOB.format(count=count, period=PERIOD_MS / 1000)])
         taken = sorted(_watch(ground, server, job))
         client.close()

@@ -5,9 +5,11 @@ import os
 import signal
 from typing import Any
 
-from servers import wait_until
+from support.library_client import client_of
+from support.process_usage import memory_bytes
+from support.wait import wait_until
 
-from bench.ground import MIB, Ground, end, memory_bytes, read, start_job, tell, watch_request
+from bench.ground import MIB, Ground, end, read, start_job, tell, watch_request
 from telehandler.pb import telehandler_pb2 as pb
 
 
@@ -18,7 +20,7 @@ def run(ground: Ground, size: int, watchers: int, crowd_size: int) -> list[dict[
 
 def _row(ground: Ground, size: int, watchers: int, stopped: bool) -> dict[str, Any]:
     with ground.server() as server:
-        client, api = ground.client(server), server.children()["api"]
+        client, api = client_of(server), server.children()["api"]
         before = memory_bytes(api, "VmRSS")
         job = start_job(client, ["head", "-c", str(size), "/dev/urandom"])
         slow = ground.reader(server.port, 1, watch_request(job)) if stopped else None

@@ -7,7 +7,7 @@ that alone.
 import re
 from typing import Any
 
-from servers import Server
+from support.servers import Server
 
 from bench.fanout import text_command
 from bench.ground import MIB, Ground

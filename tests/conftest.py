@@ -1,17 +1,16 @@
 """Fixtures of every folder: certificates, a policy for this machine, servers, the client."""
 
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import servers
-
-ROOT = Path(__file__).resolve().parent.parent
+from support.certificates import make_certificates
+from support.cgroups import cgroup_root, our_cgroups
+from support.policies import policy_text
+from support.servers import Server
 
 
 @pytest.fixture(scope="session")
@@ -26,9 +25,20 @@ def as_root() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left() -> Iterator[None]:
     """The whole run leaves no cgroup behind. First of its scope, so last to end."""
-    before = servers.our_cgroups()
+    before = our_cgroups()
     yield
-    assert servers.our_cgroups() <= before
+    assert our_cgroups() <= before
+
+
+@pytest.fixture
+def bare_cgroup() -> Iterator[Path]:
+    """A cgroup whose parent hands no controller down: as on a machine that has none."""
+    outer = cgroup_root() / f"test-of-telehandler-{os.getpid()}"
+    inner = outer / "bare"
+    inner.mkdir(parents=True)
+    yield inner
+    inner.rmdir()
+    outer.rmdir()
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +53,7 @@ def place() -> Iterator[Path]:
 def ssl(place: Path) -> Path:
     """root, server, client (tele-tester), bubba and admin."""
     directory = place / "ssl"
-    subprocess.run([sys.executable, "-m", "telehandler.certs", str(directory)], cwd=ROOT, check=True)
+    make_certificates(directory)
     return directory
 
 
@@ -51,18 +61,18 @@ def ssl(place: Path) -> Path:
 def policy(place: Path) -> Path:
     """The built-in policy, without the controllers that this machine lacks."""
     path = place / "policy.toml"
-    path.write_text(servers.policy_text())
+    path.write_text(policy_text())
     path.chmod(0o644)
     return path
 
 
 @pytest.fixture(scope="session")
-def make_server(as_root: None, place: Path, ssl: Path, policy: Path) -> Iterator[Callable[..., servers.Server]]:
+def make_server(as_root: None, place: Path, ssl: Path, policy: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers; those that a test left are stopped at the end."""
-    started: list[servers.Server] = []
+    started: list[Server] = []
 
-    def make(**options: Any) -> servers.Server:
-        server = servers.Server(place, options.pop("ssl", ssl), options.pop("policy", policy), **options)
+    def make(**options: Any) -> Server:
+        server = Server(place, options.pop("ssl", ssl), options.pop("policy", policy), **options)
         started.append(server)
         server.start()
         return server
@@ -73,6 +83,6 @@ def make_server(as_root: None, place: Path, ssl: Path, policy: Path) -> Iterator
 
 
 @pytest.fixture(scope="session")
-def server(make_server: Callable[..., servers.Server]) -> servers.Server:
+def server(make_server: Callable[..., Server]) -> Server:
     """One server, started as root, for tests that leave it as it is."""
     return make_server(admins=("admin",))

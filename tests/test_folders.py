@@ -28,7 +28,7 @@ def _imports(path: Path) -> set[str]:
 
 
 def test_the_map_of_folders_is_what_the_code_imports() -> None:
-    arrows = defaultdict(set)
+    arrows: defaultdict[str, set[str]] = defaultdict(set)
     for path in (ROOT / "telehandler").rglob("*.py"):
         own = path.relative_to(ROOT / "telehandler").with_suffix("").parts[0]
         arrows[own] |= {_folder(name) for name in _imports(path)} - {own, "", "__version__"}

@@ -9,15 +9,11 @@ from pathlib import Path
 
 import click
 import pytest
-from servers import COMMAND, ROOT, Server
+from support.checkout import ROOT
+from support.command_line import COMMAND, telehandler
+from support.servers import Server
 
 Done = subprocess.CompletedProcess
-
-
-def telehandler(*arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> "Done[str]":
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
-    command = [*COMMAND, *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def refused(done: "Done[str]", *words: str) -> None:
@@ -169,26 +165,9 @@ def test_a_profile_that_is_not_there(server: Server, tmp_path: Path) -> None:
 
 
 def test_the_port_is_in_use(server: Server, policy: Path, tmp_path: Path) -> None:
-    files = [
-        "-c",
-        str(server.ssl / "server.pem"),
-        "-k",
-        str(server.ssl / "server-key.pem"),
-        "-r",
-        str(server.ssl / "root.pem"),
-    ]
     state = server.home / "other-state"
-    words = [
-        "server",
-        "-l",
-        f"127.0.0.1:{server.port}",
-        *files,
-        "--state-dir",
-        str(state),
-        "--helper-policy",
-        str(policy),
-    ]
-    refused(telehandler(*words), "in use", "--listen")
+    words = ["server", "-l", f"127.0.0.1:{server.port}", *pair(server, "server"), "--state-dir", str(state)]
+    refused(telehandler(*words, "--helper-policy", str(policy)), "in use", "--listen")
 
 
 def test_a_server_without_certificates(tmp_path: Path, as_root: None) -> None:
@@ -202,10 +181,8 @@ def test_a_directory_of_roots_is_not_taken_for_the_state(server: Server, policy:
     full = place / "full"
     (full / "of-roots").mkdir(parents=True)
     before = full.stat()
-    files = [word for flag, name in (("-c", "server.pem"), ("-k", "server-key.pem"), ("-r", "root.pem"))
-             for word in (flag, str(server.ssl / name))]  # fmt: skip
-    words = ["server", "-l", "127.0.0.1:0", *files, "--helper-policy", str(policy), "--state-dir"]
-    refused(telehandler(*words, str(full)), "is root's and not empty", "--state-dir")
+    second = Server(place, server.ssl, policy, state=full)
+    refused(telehandler(*second.server_arguments()), "is root's and not empty", "--state-dir")
     after = full.stat()
     assert (after.st_uid, after.st_mode) == (before.st_uid, before.st_mode)
 
@@ -269,42 +246,3 @@ def test_config_file_between_environment_and_default(tmp_path: Path) -> None:
     refused(telehandler(*words, env=env), "sever", "must be one of")
     config.write_text("server = \n")
     refused(telehandler(*words, env=env), "config.toml")
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        *(["--help"], ["help"], ["client", "--help"], ["version"], ["--version"]),
-        *(["help", "client", "run"], ["client", "help", "run"], ["client", "run", "--help"]),
-    ],
-)
-def test_help_is_on_stdout_and_costs_no_grpc(words: list[str]) -> None:
-    done = telehandler(*words)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout
-    assert "..." not in done.stdout.partition("Commands:")[2]  # each line is whole on 80 columns
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(shell: str) -> None:
-    done = telehandler("completion", shell)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "_TELEHANDLER_COMPLETE" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("typed", "words"),
-    [
-        (["client", "w"], ["watch", "wait"]),
-        (["client", "run", "--mem"], ["--memory"]),
-        (["completion", ""], ["bash", "zsh", "fish"]),
-        (["help", "client", "st"], ["stop", "status"]),
-        (["help", "ver"], ["version"]),
-    ],
-)
-def test_what_completion_offers(typed: list[str], words: list[str]) -> None:
-    """As the script of bash asks; by the command's own name, since click finds its variable by that."""
-    asked = {"_TELEHANDLER_COMPLETE": "bash_complete", "COMP_CWORD": str(len(typed))}
-    done = telehandler(env=asked | {"COMP_WORDS": " ".join(["telehandler", *typed])})
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == [f"plain,{word}" for word in words]

@@ -1,28 +1,17 @@
 """Limits as a user asks for them and sees them bite: flags, verdicts, reasons. tests/vm has those of controllers."""
 
-import json
 import shlex
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-from servers import COMMAND, ROOT, Server
-
-from telehandler.common.states import Reason, State, end
-
-FACTS = dict.fromkeys(("exit_code", "signal", "oom_kills", "pids_refused", "timed_out"), 0)
-
-
-def status(server: Server) -> dict[str, Any]:
-    """Of the job that `run` started last."""
-    fields: dict[str, Any] = json.loads(server.client("status", "-o", "json").stdout)
-    return fields
+from support.checkout import ROOT
+from support.command_line import local_command
+from support.servers import Server
 
 
 def local(policy: Path, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
-    command = [*COMMAND, "local", "--helper-policy", str(policy), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
+    return subprocess.run(local_command(policy, *arguments), cwd=ROOT, capture_output=True, timeout=60, check=False)
 
 
 def test_a_timeout_ends_the_job_with_124(server: Server, policy: Path) -> None:
@@ -36,7 +25,7 @@ def test_a_timeout_ends_the_job_with_124(server: Server, policy: Path) -> None:
     ):
         assert (done.returncode, done.stdout) == (124, b"begun\n")
         assert done.stderr == b"telehandler: the job was ended at its timeout: ask for more with --timeout\n"
-    fields = status(server)
+    fields = server.job_status()
     assert (fields["state"], fields["reason"], fields["exit_code"]) == ("failed", "timeout", 143)
     assert server.client("run", "--timeout", "1h", "--", "true").returncode == 0
     assert server.client("watch").returncode == 0
@@ -72,7 +61,7 @@ def test_a_dry_run_prints_request_and_sandbox_and_starts_nothing(server: Server,
         ("cpu_millis", "1000"),
     ):
         assert row in rows
-    assert not server.jidfile().exists() or mark not in str(status(server)["command"])
+    assert not server.jidfile().exists() or mark not in str(server.job_status()["command"])
 
 
 @pytest.mark.parametrize("way", ["client", "local"])
@@ -86,22 +75,3 @@ def test_a_dry_run_is_refused_as_the_start_would_be(server: Server, policy: Path
         done = server.client("run", *words) if way == "client" else local(policy, *words)
         assert (done.returncode, done.stdout) == (125, b"")
         assert text in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("facts", "stopped", "expected"),
-    [
-        ({}, False, (State.COMPLETED, Reason.EXITED)),
-        ({"exit_code": 3}, False, (State.FAILED, Reason.EXITED)),
-        ({"signal": 9}, False, (State.FAILED, Reason.SIGNALED)),
-        ({"signal": 9, "oom_kills": 1}, False, (State.FAILED, Reason.OOM)),
-        ({"exit_code": 1, "oom_kills": 1}, False, (State.FAILED, Reason.EXITED)),
-        ({"exit_code": 2, "pids_refused": 4}, False, (State.FAILED, Reason.PIDS)),
-        ({"pids_refused": 4}, False, (State.COMPLETED, Reason.EXITED)),
-        ({"signal": 15, "timed_out": 1}, False, (State.FAILED, Reason.TIMEOUT)),
-        ({"timed_out": 1}, False, (State.FAILED, Reason.TIMEOUT)),
-        ({"signal": 9, "oom_kills": 1, "timed_out": 1}, True, (State.STOPPED, Reason.STOPPED)),
-    ],
-)
-def test_the_reason_follows_from_the_facts(facts: dict[str, int], stopped: bool, expected: object) -> None:
-    assert end(FACTS | facts, stopped) == expected

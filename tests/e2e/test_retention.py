@@ -9,8 +9,11 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from kept import give, listed, output_of, state_of_before, write_jobs
-from servers import ROOT, Server, alive, free_address, processes_with, wait_until
+from support.checkout import ROOT
+from support.processes import alive, processes_with
+from support.servers import Server, free_address
+from support.state_fixtures import chown_to_server, list_jobs, output_directory, used_state_directory, write_jobs
+from support.wait import wait_until
 
 from telehandler.common.states import Reason, State
 from telehandler.jobs.records import Record
@@ -45,19 +48,19 @@ def _uuids(*names: str) -> set[str]:
 
 
 def test_no_more_ended_jobs_than_asked_for_and_no_running_one_is_removed(make_server: Make, place: Path) -> None:
-    state = state_of_before(make_server, place)
+    state = used_state_directory(make_server, place)
     server = make_server(state=state, options=("--keep-jobs", "2"))
     running = server.detach("sleep", "1000")
     names = [_run(server, f"echo {number}") for number in range(4)]
-    wait_until("the oldest are gone", lambda: len(listed(server)) == 3)
-    assert [job["name"] for job in listed(server)] == [names[3], names[2], running]
+    wait_until("the oldest are gone", lambda: len(list_jobs(server)) == 3)
+    assert [job["name"] for job in list_jobs(server)] == [names[3], names[2], running]
     wait_until("their output too", lambda: _left(server) == _uuids(running, *names[2:]))
     assert server.client("watch", names[2]).stdout == b"2\n"
     assert server.client("watch", names[1]).returncode == 125
     assert server.stop() == 0
 
     server = make_server(state=state, options=("--keep-jobs", "1"))  # now at start-up: the one that ran ended last
-    wait_until("one is left", lambda: [job["name"] for job in listed(server)] == [running])
+    wait_until("one is left", lambda: [job["name"] for job in list_jobs(server)] == [running])
     wait_until("its output too", lambda: _left(server) == _uuids(running))
     assert server.stop() == 0
 
@@ -66,29 +69,29 @@ def test_no_more_output_than_asked_for(make_server: Make) -> None:
     server = make_server(options=("--keep-bytes", "10k"))
     running = server.detach("sh", "-c", "head -c 20000 /dev/zero; sleep 1000")
     small = [_run(server, f"echo {number}; head -c 3000 /dev/zero >&2") for number in range(5)]
-    wait_until("three are left", lambda: len(listed(server)) == 4)
-    assert {job["name"] for job in listed(server)} == {running, *small[2:]}
+    wait_until("three are left", lambda: len(list_jobs(server)) == 4)
+    assert {job["name"] for job in list_jobs(server)} == {running, *small[2:]}
     large = _run(server, "head -c 20000 /dev/zero")
-    wait_until("the last is left, however large", lambda: len(listed(server)) == 2)
+    wait_until("the last is left, however large", lambda: len(list_jobs(server)) == 2)
     assert len(server.client("watch", large).stdout) == 20000
     wait_until("their output is gone too", lambda: _left(server) == _uuids(running, large))
     assert server.stop() == 0
 
 
 def test_nothing_older_than_asked_for(make_server: Make, place: Path) -> None:
-    state = state_of_before(make_server, place)
+    state = used_state_directory(make_server, place)
     old, young = _ended(1), _ended(2)
     old.end_ns, young.end_ns = time.time_ns() - 2 * DAY_NS, time.time_ns() - DAY_NS // 2
     write_jobs(state, [old, young])
     server = make_server(state=state, options=("--keep-age", "1d"))
     wait_until("the old one is gone", lambda: _left(server) == {young.uuid})
-    assert [job["name"] for job in listed(server)] == [young.name]
+    assert [job["name"] for job in list_jobs(server)] == [young.name]
     assert server.stop() == 0
 
 
 def test_all_are_kept_when_nothing_is_asked_for(make_server: Make, place: Path) -> None:
     """And a list of many comes page by page."""
-    state = state_of_before(make_server, place)
+    state = used_state_directory(make_server, place)
     made = [_ended(number) for number in range(MANY)]
     write_jobs(state, made)
     server = make_server(state=state)
@@ -106,7 +109,7 @@ def test_all_are_kept_when_nothing_is_asked_for(make_server: Make, place: Path) 
 
 def test_what_a_crash_left_goes_at_start_up(make_server: Make, place: Path) -> None:
     """Of a removal, before each of its steps; of a start, before its record. What is not ours stays."""
-    state = state_of_before(make_server, place)
+    state = used_state_directory(make_server, place)
     whole, no_output, removed = (_ended(number) for number in range(3))
     write_jobs(state, [whole, no_output, removed])
     jobs = state / "jobs"
@@ -116,10 +119,10 @@ def test_what_a_crash_left_goes_at_start_up(make_server: Make, place: Path) -> N
     for name in (str(uuid.uuid4()), f"{uuid.uuid4()}.removed", "notes", "notes.removed"):
         (jobs / name).mkdir()
         (jobs / name / "output").write_bytes(b"x")
-    give(state)
+    chown_to_server(state)
     server = make_server(state=state)
     wait_until("the rest is gone", lambda: _left(server) == {whole.uuid, "notes", "notes.removed"})
-    assert [job["name"] for job in listed(server)] == [whole.name]
+    assert [job["name"] for job in list_jobs(server)] == [whole.name]
     assert server.stop() == 0
 
 
@@ -138,18 +141,18 @@ def test_a_job_that_nobody_knows_of_is_ended_and_leaves_nothing(make_server: Mak
     with sqlite3.connect(server.state / "jobs.sqlite3") as database:
         database.execute("DELETE FROM job WHERE uuid = ?", (name.rpartition("/")[2],))
     database.close()
-    give(server.state)
+    chown_to_server(server.state)
     server.process.send_signal(signal.SIGCONT)
     wait_until("it has ended", lambda: not [pid for pid in pids if alive(pid)])
-    wait_until("its output is gone", lambda: not output_of(server, name).exists())
+    wait_until("its output is gone", lambda: not output_directory(server, name).exists())
     wait_until("it answers", lambda: server.client("status", other).returncode == 0)
-    assert [job["name"] for job in listed(server)] == [other]
-    assert output_of(server, other).is_dir()
+    assert [job["name"] for job in list_jobs(server)] == [other]
+    assert output_directory(server, other).is_dir()
     assert server.stop() == 0
 
 
 def test_the_beginning_of_a_uuid_is_enough_for_every_verb(make_server: Make, place: Path) -> None:
-    state = state_of_before(make_server, place)
+    state = used_state_directory(make_server, place)
     made = [_ended(number, f"abcdef0{number}-0000-4000-8000-000000000000") for number in range(5)]
     made.append(_ended(9, "abcdf000-0000-4000-8000-000000000000"))
     write_jobs(state, made)
@@ -172,17 +175,17 @@ def test_the_beginning_of_a_uuid_is_enough_for_every_verb(make_server: Make, pla
 
 
 def test_records_of_version_1_are_listed_and_what_ran_is_lost(make_server: Make, place: Path) -> None:
-    state = state_of_before(make_server, place)
+    state = used_state_directory(make_server, place)
     database = sqlite3.connect(state / "jobs.sqlite3")
     for table in ("job", "start"):
         database.execute(f"DROP TABLE {table}")
-    database.executescript((ROOT / "tests" / "api" / "version-1.sql").read_text())
+    database.executescript((ROOT / "tests" / "jobs" / "version-1.sql").read_text())
     for (name,) in database.execute("SELECT uuid FROM job"):
         (state / "jobs" / name).mkdir(parents=True)
     database.close()
-    give(state)
+    chown_to_server(state)
     server = make_server(state=state, admins=("admin",))
-    jobs = listed(server, "--all", user="admin")
+    jobs = list_jobs(server, "--all", user="admin")
     assert [(job["owner"], job["state"], job["reason"]) for job in jobs] == [
         ("tele-tester", "failed", "lost"),
         ("bubba", "failed", "exited"),
@@ -191,5 +194,5 @@ def test_records_of_version_1_are_listed_and_what_ran_is_lost(make_server: Make,
     ]
     assert server.client("wait", jobs[0]["name"]).returncode == 125
     assert server.client("run", "true").returncode == 0
-    assert len(listed(server)) == 4
+    assert len(list_jobs(server)) == 4
     assert server.stop() == 0

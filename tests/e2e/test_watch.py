@@ -1,22 +1,17 @@
 """What a watcher may ask for, and what becomes of output over a cap: with real jobs, through the real client."""
 
 import hashlib
-import json
 import re
 import subprocess
-from typing import Any
 
 import pytest
-from servers import ROOT, Server, wait_until
+from support.checkout import ROOT
+from support.servers import Server
+from support.wait import wait_until
 
 TEXT = "for i in $(seq 1 300); do echo out $i; [ $((i % 3)) = 0 ] && echo err $i >&2; done; true"
 OUT = "".join(f"out {number}\n" for number in range(1, 301)).encode()
 ERR = "".join(f"err {number}\n" for number in range(3, 301, 3)).encode()
-
-
-def status(server: Server, name: str) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads(server.client("status", "-o", "json", name).stdout)
-    return fields
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +84,7 @@ def test_compressed_text_is_the_same(server: Server) -> None:
         (["--stream", "stdin"], b"stdin"),
     ],
 )
-def test_bad_wishes(server: Server, job: str, arguments: list[str], text: bytes) -> None:
+def test_invalid_options(server: Server, job: str, arguments: list[str], text: bytes) -> None:
     done = server.client("watch", *arguments, job)
     assert (done.returncode, done.stdout) == (125, b"")
     assert text in done.stderr
@@ -100,7 +95,7 @@ def test_the_digest_is_of_what_was_dropped_too(server: Server) -> None:
     command = ["bash", "-c", "seq 1 400000"]
     done = server.client("run", "-d", "--log-max-size", "256k", "--log-policy", "drop-oldest", "--", *command)
     name = done.stdout.decode().strip()
-    wait_until("the job has ended", lambda: status(server, name)["state"] == "completed")
+    wait_until("the job has ended", lambda: server.job_status(name)["state"] == "completed")
     fields = server.client("watch", "--verify", name)
     assert fields.returncode == 125
     assert b"NOT what the server has" in fields.stderr
@@ -117,8 +112,8 @@ def test_a_cap_that_blocks_makes_the_job_wait(server: Server) -> None:
     name = (
         server.client("run", "-d", "--log-max-size", "64k", "--", "bash", "-c", "seq 1 1000000").stdout.decode().strip()
     )
-    wait_until("the cap is reached", lambda: status(server, name)["stdout_bytes"] == 64 * 1024)
-    assert status(server, name)["state"] == "running"
+    wait_until("the cap is reached", lambda: server.job_status(name)["stdout_bytes"] == 64 * 1024)
+    assert server.job_status(name)["state"] == "running"
     assert server.client("stop", "--stop-timeout", "0", name).returncode == 0
     done = server.client("watch", name)
     assert len(done.stdout) == 64 * 1024

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from edge import client_of
-from servers import Server, alive, cgroup_root, free_address, wait_until
+from support.library_client import client_of
+from support.processes import alive
+from support.servers import Server, free_address
+from support.wait import wait_until
 
 from telehandler.client.connection import Client, End
 from telehandler.common.errors import TelehandlerError
@@ -105,7 +107,7 @@ def test_r8_stops_race_exits_and_one_state_is_final(clients: tuple[Server, list[
     kill_api_of(server, made, names[0])
     after = {name: made[0].status(name).SerializeToString(deterministic=True) for name in names}
     assert after == states  # and for the next api
-    own = cgroup_root() / f"telehandler.{server.children()['helper']}"
+    own = server.cgroup
     wait_until("the helper has forgotten all", lambda: not list(own.glob("job-*")))
 
 
@@ -134,5 +136,5 @@ def test_r8_removals_race_stops_and_exits(clients: tuple[Server, list[Client]]) 
         assert attempt(lambda name=name: made[0].status(name)) == "no such job, or not yours"  # type: ignore[misc]
     wait_until("the files are gone", lambda: not list((server.state / "jobs").iterdir()))
     assert server.children()["api"] == api
-    said = [line for line in server.log.read_text().splitlines() if "cannot be read by the server's user" not in line]
+    said = [line for line in server.log_text().splitlines() if "cannot be read by the server's user" not in line]
     assert [line for line in said if not line.startswith("telehandler: listening")] == []

@@ -9,16 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver import Helper, read_line
-from servers import (
-    alive,
-    missing_controllers,
-    our_cgroups,
-    policy_text,
-    processes_with,
-    wait_until,
-    write_policy,
-)
+from support.cgroups import missing_controllers, our_cgroups
+from support.helper_driver import Helper, read_line
+from support.policies import policy_text, write_policy
+from support.processes import alive, processes_with
+from support.wait import wait_until
 
 from helper.monitor import _GRACE_S as GRACE_S
 from helper.wire import Stage, Type
@@ -58,7 +53,7 @@ def test_working_directories_that_are_refused(policy: Path, directory: bytes, nu
     if number == errno.EACCES:
         assert os.stat(directory).st_mode & 0o007 == 0, "the test needs a directory that others cannot enter"
     with Helper(policy) as helper:
-        assert helper.refused("true", place=[b"", directory])[:2] == (Stage.CHDIR, number)
+        assert helper.start_error("true", place=[b"", directory])[:2] == (Stage.CHDIR, number)
 
 
 def test_output_is_byte_exact(policy: Path) -> None:
@@ -85,7 +80,7 @@ def test_kill_ends_a_tree_with_sessions_and_daemons(policy: Path) -> None:
         assert read_line(job.stdout) == b"up\n"
         wait_until("three sleep", lambda: len(processes_with(mark)) >= 4)
         pids = processes_with(mark)
-        assert helper.ask(Type.KILL, handle=job.handle).type is Type.DONE
+        assert helper.request(Type.KILL, handle=job.handle).type is Type.DONE
         facts = helper.finish(job).facts
         assert (facts["signal"], facts["killed"]) == (signal.SIGKILL, 1)
         assert not [pid for pid in pids if alive(pid)]
@@ -96,9 +91,9 @@ def test_sigterm_reaches_the_main_process_and_sigint_its_group(policy: Path) -> 
     with Helper(policy) as helper:
         job = helper.start("bash", "-c", script)
         assert read_line(job.stdout) == b"up\n"
-        helper.ask(Type.SIGNAL, handle=job.handle, signal=signal.SIGINT)
+        helper.request(Type.SIGNAL, handle=job.handle, signal=signal.SIGINT)
         assert {read_line(job.stdout), read_line(job.stdout)} == {b"shell INT\n", b"child INT\n"}
-        helper.ask(Type.SIGNAL, handle=job.handle, signal=signal.SIGTERM)
+        helper.request(Type.SIGNAL, handle=job.handle, signal=signal.SIGTERM)
         ended = helper.finish(job)
         assert ended.stdout.endswith(b"got TERM\n")
         assert ended.facts["exit_code"] == 3
@@ -199,11 +194,11 @@ def test_a_timeout_asks_first_and_kills_after_the_grace(policy: Path) -> None:
     with Helper(policy) as helper:
         began = time.monotonic()
         polite = helper.start("sleep", "100", timeout_ms=300)
-        deaf = helper.start("sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done", timeout_ms=3000)
+        ignores_sigterm = helper.start("sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done", timeout_ms=3000)
         facts = helper.finish(polite).facts
         assert (facts["signal"], facts["timed_out"], facts["killed"]) == (signal.SIGTERM, 1, 0)
         assert 0.3 <= time.monotonic() - began < GRACE_S
-        facts = helper.finish(deaf).facts
+        facts = helper.finish(ignores_sigterm).facts
         assert (facts["signal"], facts["timed_out"]) == (signal.SIGKILL, 1)
         assert time.monotonic() - began >= GRACE_S
         assert helper.run("true", timeout_ms=60_000).facts["timed_out"] == 0
@@ -213,7 +208,7 @@ def test_check_tells_what_start_would_do_and_makes_nothing(place: Path) -> None:
     text = policy_text("[limits.maximum]\nopen_files = 2000\n[profile.other]\nhidden = ['/home', '/srv']\n")
     with Helper(write_policy(place, "check", text)) as helper:
         wanted: dict[str, Any] = {"place": [b"other", b"/usr"], "open_files": 77}
-        verdict, _ = helper.ask_start("true", kind=Type.CHECK, **wanted)
+        verdict, _ = helper.request_start("true", kind=Type.CHECK, **wanted)
         rows = dict(row.decode().split(" ", 1) for row in verdict.fields["rows"])
         assert (rows["profile_name"], rows["cwd"], rows["open_files"]) == ("other", "/usr", "77")
         assert rows["hidden"] == "/home, /srv"
@@ -225,7 +220,7 @@ def test_check_tells_what_start_would_do_and_makes_nothing(place: Path) -> None:
             ({"open_files": 2001}, Stage.LIMIT),
         )
         for changes, stage in refused:
-            answer, _ = helper.ask_start("true", kind=Type.CHECK, **changes)
+            answer, _ = helper.request_start("true", kind=Type.CHECK, **changes)
             assert (answer.type, answer.fields["stage"]) == (Type.ERROR, stage)
         # What it said is what a start does.
         assert helper.run("sh", "-c", "ulimit -n; pwd", **wanted).stdout == b"77\n/usr\n"
@@ -233,7 +228,7 @@ def test_check_tells_what_start_would_do_and_makes_nothing(place: Path) -> None:
 
 def test_check_names_the_controller_that_is_missing(place: Path) -> None:
     with Helper(write_policy(place, "strict", "")) as helper:
-        answer, _ = helper.ask_start("true", kind=Type.CHECK)
+        answer, _ = helper.request_start("true", kind=Type.CHECK)
         if missing_controllers():
             assert answer.fields["stage"] == Stage.LIMIT
             assert missing_controllers()[0].encode() in answer.fields["text"][0]

@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from driver import Helper
-from servers import ROOT, write_policy
+from support.checkout import ROOT
+from support.helper_driver import Helper
+from support.policies import write_policy
 
 from helper import policy
 

@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver import Helper
-from servers import ROOT, Server, cgroup_root, descendants, wait_until
+from support.cgroups import cgroup_root
+from support.checkout import ROOT
+from support.command_line import telehandler
+from support.helper_driver import Helper
+from support.processes import descendants
+from support.servers import Server
+from support.wait import wait_until
 
 from telehandler.common import control
 
@@ -161,10 +166,8 @@ def test_s13_it_never_runs_as_root(start_api: Callable[..., "subprocess.Popen[st
 
 
 def test_s13_the_server_is_not_told_to_serve_as_root(place: Path, ssl: Path, policy: Path) -> None:
-    server = Server(place, ssl, policy)
-    words = ["server", "--user", "root", "--listen", "127.0.0.1:0", "--state-dir", str(server.state)]
-    words += ["--cert", str(ssl / "server.pem"), "--key", str(ssl / "server-key.pem"), "--root", str(ssl / "root.pem")]
-    done = subprocess.run([*server.command, *words], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    server = Server(place, ssl, policy, options=("--user", "root"))
+    done = telehandler(*server.server_arguments())
     assert (done.returncode, done.stdout) == (125, "")
     assert "never runs as root" in done.stderr
     assert not server.state.exists()
@@ -195,7 +198,7 @@ def test_s13_the_keys_of_who_started_it_stay_behind(what: str, expected: str) ->
 def test_s12_the_apis_user_cannot_touch_the_helper(server: Server, policy: Path) -> None:
     """As root the same attempts succeed: it is the user that stops them."""
     children = server.children()
-    cgroup = cgroup_root() / f"telehandler.{children['helper']}"
+    cgroup = server.cgroup
     detached = server.detach("sleep", "1000")
     job = next(cgroup.glob("job-*"))
     names = ("cgroup.procs", "cgroup.kill", "cgroup.subtree_control")
@@ -240,12 +243,8 @@ def in_sight(ssl: Path, policy: Path, as_root: None) -> Iterator[Server]:
         place = Path(name)
         place.chmod(0o755)
         shutil.copytree(ssl, place / "ssl")
-        server = Server(place, place / "ssl", policy)
-        try:
-            server.start()
+        with Server(place, place / "ssl", policy) as server:
             yield server
-        finally:
-            server.stop()
 
 
 # Arguments: the api's port, pids of the server, files to read. What a job gets to see.

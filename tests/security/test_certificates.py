@@ -10,8 +10,10 @@ from typing import Any
 import grpc
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from edge import METHODS, ORIGINAL, SERVICE, Caller, issue
-from servers import Server, wait_until
+from support.certificates import issue
+from support.raw_client import METHODS, ORIGINAL, SERVICE, RawClient
+from support.servers import Server
+from support.wait import wait_until
 
 from telehandler.pb import telehandler_pb2 as pb
 
@@ -63,7 +65,7 @@ def test_s36_certificates(
     words: str,
 ) -> None:
     """Two good ones among them, so that the others are refused for what is wrong with them."""
-    with Caller(server, issue(ssl, tmp_path / "pair", *names, **options)) as caller:
+    with RawClient(server, issue(ssl, tmp_path / "pair", *names, **options)) as caller:
         answer = caller.call(f"/{SERVICE}/StartJob", pb.StartJobRequest(argv=[b"true"]))
     assert (answer.code, bool(answer.bodies)) == (code, code is OK), answer
     assert words in answer.details
@@ -72,7 +74,7 @@ def test_s36_certificates(
 def test_s36_no_call_is_served_when_the_certificate_has_ended(server: Server, ssl: Path, tmp_path: Path) -> None:
     """The connection was made while it was good."""
     soon = issue(ssl, tmp_path / "soon", "mallory", start=-5 + 8 / 86400)
-    with Caller(server, soon) as caller:
+    with RawClient(server, soon) as caller:
         assert caller.status(f"users/mallory/jobs/{uuid.uuid4()}").code is NOT_FOUND
 
         def refused() -> bool:
@@ -83,7 +85,7 @@ def test_s36_no_call_is_served_when_the_certificate_has_ended(server: Server, ss
 
 
 def test_s36_no_certificate(server: Server) -> None:
-    with Caller(server, None) as caller:
+    with RawClient(server, None) as caller:
         assert caller.status("users/a/jobs/b").code is UNAVAILABLE
 
 
@@ -114,11 +116,11 @@ def test_s36_tls_1_2_is_refused(server: Server) -> None:
 @pytest.fixture(scope="module")
 def jobs(server: Server, ssl: Path) -> Iterator[list[str]]:
     """The UUIDs of a job that runs and of one that has ended, both of tele-tester."""
-    with Caller(server, ssl / "client") as owner:
+    with RawClient(server, ssl / "client") as owner:
         running, ended = owner.start("sleep", "1000").uid, owner.start("true").uid
-        owner.ask("StopJob", OWNER, ended)
+        owner.call_method("StopJob", OWNER, ended)
         yield [running, ended]
-        assert owner.ask("StopJob", OWNER, running).code is OK
+        assert owner.call_method("StopJob", OWNER, running).code is OK
 
 
 def _paths(paths: list[str]) -> pytest.MarkDecorator:
@@ -129,23 +131,23 @@ def _paths(paths: list[str]) -> pytest.MarkDecorator:
 def test_s37_the_owner_is_served(server: Server, ssl: Path, path: str) -> None:
     """So that the refusals below are for who asks."""
     service, _, method = path.partition("/")
-    with Caller(server, ssl / "client") as owner:
+    with RawClient(server, ssl / "client") as owner:
         job = owner.start("sleep", "1000")
-        assert owner.ask(method, OWNER, job.uid, service).code is OK
-        assert owner.ask("DeleteJob", OWNER, job.uid).code is (NOT_FOUND if method == "DeleteJob" else OK)
+        assert owner.call_method(method, OWNER, job.uid, service).code is OK
+        assert owner.call_method("DeleteJob", OWNER, job.uid).code is (NOT_FOUND if method == "DeleteJob" else OK)
 
 
 @_paths(SERVED)
 def test_s37_someone_elses_job_and_none_get_one_answer(server: Server, ssl: Path, jobs: list[str], path: str) -> None:
     service, _, method = path.partition("/")
     missing = str(uuid.uuid4())
-    with Caller(server, ssl / "bubba") as bubba:
+    with RawClient(server, ssl / "bubba") as bubba:
         if method in OF_USERS:
-            answers = [bubba.ask(method, user, service=service) for user in (OWNER, "no-such-user", "-")]
+            answers = [bubba.call_method(method, user, service=service) for user in (OWNER, "no-such-user", "-")]
             expected = DENIED
         else:
             names = [(user, job) for user in (OWNER, "bubba", "no-such-user") for job in (*jobs, missing)]
-            answers = [bubba.ask(method, *name, service) for name in names]
+            answers = [bubba.call_method(method, *name, service) for name in names]
             expected = NOT_FOUND
     assert answers[0].code is expected
     assert all(answer == answers[0] for answer in answers), answers
@@ -155,16 +157,16 @@ def test_s37_someone_elses_job_and_none_get_one_answer(server: Server, ssl: Path
 def test_s37_every_rpc_wants_a_user(server: Server, ssl: Path, jobs: list[str], tmp_path: Path, path: str) -> None:
     """Default-deny: a method added to the service is in this walk, and fails here when it does not ask who calls."""
     service, _, method = path.partition("/")
-    with Caller(server, issue(ssl, tmp_path / "nobody", "..")) as nobody, Caller(server, ssl / "bubba") as bubba:
-        codes = [caller.ask(method, OWNER, jobs[0], service).code for caller in (nobody, bubba)]
+    with RawClient(server, issue(ssl, tmp_path / "nobody", "..")) as nobody, RawClient(server, ssl / "bubba") as bubba:
+        codes = [caller.call_method(method, OWNER, jobs[0], service).code for caller in (nobody, bubba)]
     if path in UNSERVED:
         assert codes == [grpc.StatusCode.UNIMPLEMENTED] * 2
     else:
         assert codes == [UNAUTHENTICATED, DENIED if method in OF_USERS else NOT_FOUND]
 
 
-def _listed(caller: Caller, user: str) -> list[pb.JobStatus]:
-    (body,) = caller.ask("ListJobs", user).bodies
+def _listed(caller: RawClient, user: str) -> list[pb.JobStatus]:
+    (body,) = caller.call_method("ListJobs", user).bodies
     return list(pb.ListJobsResponse.FromString(body).jobs)
 
 
@@ -172,11 +174,11 @@ def test_s37_a_list_has_the_callers_jobs_and_only_an_admins_has_everybodys(
     server: Server, ssl: Path, jobs: list[str], tmp_path: Path
 ) -> None:
     """Whatever the user is called: the name of everybody is no user's way to see them."""
-    with Caller(server, issue(ssl, tmp_path / "dash", "-")) as dash, Caller(server, ssl / "admin") as admin:
+    with RawClient(server, issue(ssl, tmp_path / "dash", "-")) as dash, RawClient(server, ssl / "admin") as admin:
         own = dash.start("true").uid
         answer = dash.call(f"/{SERVICE}/ListJobs", pb.ListJobsRequest())
         assert [job.name for job in pb.ListJobsResponse.FromString(answer.bodies[0]).jobs] == [f"users/-/jobs/{own}"]
-        assert dash.ask("ListJobs", "-").code is DENIED
+        assert dash.call_method("ListJobs", "-").code is DENIED
         everybodys = {job.name for job in _listed(admin, "-")}
         assert {f"users/-/jobs/{own}", f"users/{OWNER}/jobs/{jobs[0]}"} <= everybodys
         assert {job.owner for job in _listed(admin, OWNER)} == {OWNER}
@@ -190,29 +192,33 @@ NEAR_ADMIN = ["admi", "admins", "Admin", "admin ", "\u0430dmin"]
 
 @pytest.mark.parametrize("name", NEAR_OWNER + NEAR_ADMIN)
 def test_s37_names_are_compared_exactly(server: Server, ssl: Path, jobs: list[str], tmp_path: Path, name: str) -> None:
-    with Caller(server, issue(ssl, tmp_path / "near", name)) as near:
+    with RawClient(server, issue(ssl, tmp_path / "near", name)) as near:
         assert near.start("true").name.startswith(f"users/{name}/jobs/")  # a user, only another one
         for user in (OWNER, name):
-            assert near.ask("GetJobStatus", user, jobs[0]).code is NOT_FOUND
-            assert near.ask("StopJob", user, jobs[0]).code is NOT_FOUND
-            assert near.ask("DeleteJob", user, jobs[0]).code is NOT_FOUND
-        assert near.ask("ListJobs", OWNER).code is DENIED
+            assert near.call_method("GetJobStatus", user, jobs[0]).code is NOT_FOUND
+            assert near.call_method("StopJob", user, jobs[0]).code is NOT_FOUND
+            assert near.call_method("DeleteJob", user, jobs[0]).code is NOT_FOUND
+        assert near.call_method("ListJobs", OWNER).code is DENIED
         assert {job.owner for job in _listed(near, name)} == {name}
     for same in (OWNER, "admin"):  # of the same maker, for comparison
-        with Caller(server, issue(ssl, tmp_path / "same", same)) as caller:
-            assert caller.ask("GetJobStatus", OWNER, jobs[0]).code is OK
+        with RawClient(server, issue(ssl, tmp_path / "same", same)) as caller:
+            assert caller.call_method("GetJobStatus", OWNER, jobs[0]).code is OK
 
 
 @pytest.mark.parametrize("admins", [(), ("boss",), ("admin",)], ids=lambda names: ",".join(names) or "none")
 def test_s38_admin_is_who_is_configured(make_server: Callable[..., Server], ssl: Path, admins: tuple[str, ...]) -> None:
     """The name is nothing by itself: any user of the root could ask for a certificate with it."""
     server = make_server(admins=admins)
-    with Caller(server, ssl / "client") as owner, Caller(server, ssl / "admin") as admin:
+    with RawClient(server, ssl / "client") as owner, RawClient(server, ssl / "admin") as admin:
         job = owner.start("sleep", "1000").uid
         # The removal last: the others need the job.
         methods = sorted(METHODS, key=lambda method: (method == "DeleteJob", method))
-        codes = {method: admin.ask(method, OWNER, job).code for method in methods}
-        started, listed, everybody = codes.pop("StartJob"), codes.pop("ListJobs"), admin.ask("ListJobs", "-").code
+        codes = {method: admin.call_method(method, OWNER, job).code for method in methods}
+        started, listed, everybody = (
+            codes.pop("StartJob"),
+            codes.pop("ListJobs"),
+            admin.call_method("ListJobs", "-").code,
+        )
     assert started is DENIED  # in another's name: not even an admin
     assert {listed, everybody} == {OK if "admin" in admins else DENIED}
     assert set(codes.values()) == {OK if "admin" in admins else NOT_FOUND}

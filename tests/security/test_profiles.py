@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from driver import Helper, read_line
-from servers import policy_text, write_policy
+from support.helper_driver import Helper, read_line
+from support.policies import policy_text, write_policy
 
 from helper.wire import Stage, Type
 
@@ -66,7 +66,7 @@ def rooted(place: Path, tree: Path, as_root: None) -> Iterator[Helper]:
 def test_a_root_of_its_own_is_all_a_job_sees(rooted: Helper, tree: Path) -> None:
     assert rooted.run("ls", "/").stdout.decode().split() == sorted(path.name for path in tree.iterdir())
     assert rooted.run("cat", "/etc/who").stdout == b"the tree\n"
-    assert rooted.refused("/usr/bin/python3")[:2] == (Stage.EXEC, errno.ENOENT)
+    assert rooted.start_error("/usr/bin/python3")[:2] == (Stage.EXEC, errno.ENOENT)
     script = "ls -d /../../usr /var /home /run; cd /..; ls; echo x >/etc/who; ls /sys /tmp /dev/shm; ls /dev"
     ended = rooted.run("sh", "-c", script)
     assert b"the tree" in rooted.run("cat", "/../../etc/who", place=[b"", b"/tmp"]).stdout
@@ -80,9 +80,9 @@ def test_a_root_of_its_own_is_all_a_job_sees(rooted: Helper, tree: Path) -> None
 def test_s20_path_is_searched_in_the_jobs_root(rooted: Helper, tree: Path) -> None:
     assert Path("/usr/bin/id").exists()
     assert rooted.run("id", "%s", "the tree's").stdout == b"the tree's"
-    assert rooted.refused("env")[:2] == (Stage.EXEC, errno.ENOENT)  # the host has it, the tree does not
-    assert rooted.refused("cat", env=[b"PATH=/usr/bin"])[:2] == (Stage.EXEC, errno.ENOENT)
-    assert rooted.refused("cat", env=[f"PATH={tree}/bin".encode()])[:2] == (Stage.EXEC, errno.ENOENT)
+    assert rooted.start_error("env")[:2] == (Stage.EXEC, errno.ENOENT)  # the host has it, the tree does not
+    assert rooted.start_error("cat", env=[b"PATH=/usr/bin"])[:2] == (Stage.EXEC, errno.ENOENT)
+    assert rooted.start_error("cat", env=[f"PATH={tree}/bin".encode()])[:2] == (Stage.EXEC, errno.ENOENT)
 
 
 def test_s24_hidden_is_empty_and_stays_so(rooted: Helper, tree: Path) -> None:
@@ -136,7 +136,7 @@ def test_s24_a_symbolic_link_in_a_path_of_the_policy_is_refused(place: Path, tre
         "writable": f'root = "{tree}"\nwritable = ["{link}/data:/data"]',
     }
     with helper_with(place, f"[profile.host]\n{lines[key]}\n") as helper:
-        assert helper.refused("ls")[:2] == (Stage.MOUNT, errno.ELOOP)
+        assert helper.start_error("ls")[:2] == (Stage.MOUNT, errno.ELOOP)
 
 
 @pytest.mark.parametrize("name", NEEDED)
@@ -145,11 +145,11 @@ def test_s25_a_root_with_a_link_in_the_place_of_a_mount_gives_no_job(place: Path
     root = make_tree(place / f"forged-{name}", "ls")
     (root / name).rmdir()
     with helper_with(place, f'[profile.host]\nroot = "{root}"\n') as helper:
-        assert helper.refused("ls")[:2] == (Stage.MOUNT, errno.ENOENT)
+        assert helper.start_error("ls")[:2] == (Stage.MOUNT, errno.ENOENT)
         (root / "forged").mkdir()
         (root / name).symlink_to("forged")
         if name == "proc":
-            assert helper.refused("ls")[:2] == (Stage.MOUNT, errno.ELOOP)
+            assert helper.start_error("ls")[:2] == (Stage.MOUNT, errno.ELOOP)
         else:
             listed = helper.run("ls", "-ld", "/dev/null", "/proc/kcore").stdout.decode().splitlines()
             assert all(line.startswith("crw") and " 1, 3 " in re.sub(" +", " ", line) for line in listed)
@@ -218,7 +218,7 @@ def test_s24_a_later_mount_of_the_hosts_does_not_reach_a_job(place: Path) -> Non
         subprocess.run(["mount", "-t", "tmpfs", "test", directory / "mount"], check=True)
         try:
             (directory / "mount" / "file").write_text("from after\n")
-            helper.ask(Type.SIGNAL, handle=job.handle, signal=signal.SIGUSR1)
+            helper.request(Type.SIGNAL, handle=job.handle, signal=signal.SIGUSR1)
             assert helper.finish(job).stdout == b"from before\n"
         finally:
             subprocess.run(["umount", directory / "mount"], check=True)
@@ -251,6 +251,6 @@ def test_profiles_are_chosen_by_name_and_the_first_is_the_default(place: Path, t
         ]
         assert links[0] != ours == links[1]
         for name in (b"absent", b"Host", b"host ", b"\xff", b"../host"):
-            stage, number, said = helper.refused("true", place=[name, b""])
+            stage, number, said = helper.start_error("true", place=[name, b""])
             assert (stage, number) == (Stage.POLICY, errno.EINVAL)
             assert "host, small, open" in said

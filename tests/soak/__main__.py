@@ -18,10 +18,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import servers
 from soak import inject, observer
-from soak.calls import Answer
+from soak.calls import CallFailed
 from soak.load import KEEP_JOBS, Load
+from support.certificates import make_certificates
+from support.policies import policy_text, write_policy
+from support.servers import Server, free_address
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ASK_S = observer.SETTLE_S * 2
@@ -68,14 +70,14 @@ def _interrupt(number: int, _: object) -> None:
 
 def _soak(place: Path, minutes: float, faults: tuple[str, ...], rng: random.Random) -> int:
     ssl = place / "ssl"
-    subprocess.run([sys.executable, "-m", "telehandler.certs", str(ssl)], cwd=servers.ROOT, check=True)
-    policy = servers.write_policy(place, "policy", servers.policy_text())
+    make_certificates(ssl)
+    policy = write_policy(place, "policy", policy_text())
     # A port of its own choice would be another one after each restart.
-    server = servers.Server(
+    server = Server(
         place,
         ssl,
         policy,
-        listen=servers.free_address(),
+        listen=free_address(),
         options=("--keep-jobs", str(KEEP_JOBS)),
         process_group=0,  # a terminal's Ctrl-C is for us
     )
@@ -83,7 +85,7 @@ def _soak(place: Path, minutes: float, faults: tuple[str, ...], rng: random.Rand
         with _observer() as ask:
             server.start()
             report = asyncio.run(_load(server, minutes, faults, rng, ask))
-            log = server.log.read_text().splitlines()
+            log = server.log_text().splitlines()
             status = server.stop()
             seen = ask("gone")
     finally:
@@ -99,7 +101,7 @@ def _soak(place: Path, minutes: float, faults: tuple[str, ...], rng: random.Rand
 
 
 async def _load(
-    server: servers.Server, minutes: float, faults: tuple[str, ...], rng: random.Random, ask: Any
+    server: Server, minutes: float, faults: tuple[str, ...], rng: random.Random, ask: Any
 ) -> dict[str, Any]:
     """Everything between the two levels: what was done, and what was wrong."""
     load = Load(server, rng)
@@ -116,7 +118,7 @@ async def _load(
     load.stopping.set()
     try:
         await running
-    except (Answer, TimeoutError) as error:
+    except (CallFailed, TimeoutError) as error:
         load.violations.append(f"at the end: {type(error).__name__} {error}")
     await load.close()
     await asyncio.to_thread(ask, "settle")

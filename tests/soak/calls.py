@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
-from servers import Server
+from support.servers import Server
 
 CALL_S = 60.0  # for one answer, over all tries
 AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # what a client tries again
@@ -15,7 +15,7 @@ _PATH = "/telehandler.v1.TelehandlerService/"
 _PAIR = ("client-key.pem", "client.pem", "root.pem")
 
 
-class Answer(Exception):
+class CallFailed(Exception):
     """A call ended with a status that is no OK, and that a client does not try again."""
 
     def __init__(self, error: grpc.aio.AioRpcError) -> None:
@@ -51,7 +51,7 @@ class Calls:
                     return answer
                 except grpc.aio.AioRpcError as error:
                     if error.code() not in AGAIN:
-                        raise Answer(error) from None
+                        raise CallFailed(error) from None
                     self.done["calls again"] += 1
                     await asyncio.sleep(0.1)  # as long as it is not there
 

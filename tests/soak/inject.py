@@ -7,15 +7,14 @@ import random
 import shutil
 import signal
 import ssl
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
-from servers import ROOT, Server
 from soak.load import Load
+from support.certificates import make_certificates
+from support.servers import Server
 
 # helper: its jobs are LOST, and a new one must come. hup: an upgrade, jobs run on. certs: replaced in place.
 NAMES = ("api", "hup", "helper", "certs")
@@ -102,7 +101,7 @@ def _renew(directory: Path, owner: int) -> None:
         shutil.copytree(directory, fresh)
         for file in ("server.pem", "server-key.pem"):
             (fresh / file).unlink()
-        subprocess.run([sys.executable, "-m", "telehandler.certs", str(fresh)], cwd=ROOT, check=True)
+        make_certificates(fresh)
         for file in ("server-key.pem", "server.pem"):
             os.chown(fresh / file, owner, -1)
             (fresh / file).rename(directory / file)

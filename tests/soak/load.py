@@ -8,9 +8,9 @@ from pathlib import Path
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
-from servers import Server
 from soak import program
-from soak.calls import AGAIN, CALL_S, Answer, Calls
+from soak.calls import AGAIN, CALL_S, CallFailed, Calls
+from support.servers import Server
 
 from telehandler.common.errors import EXIT_OURS
 from telehandler.common.states import Reason, State
@@ -77,7 +77,7 @@ class Load(Calls):
         while not self.stopping.is_set():
             try:
                 await self._one(rng)
-            except (Answer, TimeoutError, AssertionError) as error:
+            except (CallFailed, TimeoutError, AssertionError) as error:
                 self.violations.append(f"{type(error).__name__}: {error}")
                 if len(self.violations) >= ENOUGH:
                     self.stopping.set()
@@ -199,7 +199,7 @@ class Load(Calls):
                     if error.code() is grpc.StatusCode.OUT_OF_RANGE:
                         break
                     if error.code() not in AGAIN:
-                        return self._forgive(work, Answer(error))
+                        return self._forgive(work, CallFailed(error))
                     self.done["watches resumed"] += 1
                     await asyncio.sleep(0.1)  # as long as it is not there
                 finally:
@@ -264,12 +264,12 @@ class Load(Calls):
         """The answer; None for a job that may be gone, or a code that is allowed."""
         try:
             return await self.call(request)
-        except Answer as answer:
+        except CallFailed as answer:
             if answer.code not in codes:
                 self._forgive(work, answer)
             return None
 
-    def _forgive(self, work: Work, answer: Answer) -> None:
+    def _forgive(self, work: Work, answer: CallFailed) -> None:
         """NOT_FOUND is right for a job that was removed, or is beyond what the server keeps."""
         pruned = self.done["starts"] + USERS - work.started >= KEEP_JOBS
         if answer.code is not grpc.StatusCode.NOT_FOUND or not (work.removed or pruned):

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from servers import ROOT, cgroup_root, wait_until
 from soak import observer
 from soak.observer import JOB_UID, Observer
+from support.cgroups import cgroup_root
+from support.checkout import ROOT
+from support.wait import wait_until
 
 pytestmark = pytest.mark.usefixtures("as_root")
 

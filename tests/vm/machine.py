@@ -16,7 +16,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from servers import ROOT, wait_until
+from support.checkout import ROOT
+from support.wait import wait_until
 
 CACHE = Path("/var/cache/telehandler-vm")
 HERE = Path(__file__).resolve().parent

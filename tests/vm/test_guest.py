@@ -1,4 +1,4 @@
-"""What was tested in the virtual machine: each function of guest/ and of the main job is a test here too."""
+"""Each function of guest/, and part of tests/e2e/test_run_watch_stop.py, is a test here: what the guest said of it."""
 
 import os
 import re
@@ -10,12 +10,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from servers import ROOT
+from support.checkout import ROOT
 from vm import machine
 
 GUEST = "tests/vm/guest"
-# The main job, limits in force, of a server that root starts; a part of it, since each client takes seconds there.
-MAIN_JOB = (
+# Run, watch and stop with limits in force, a server that root starts; a part of it, since each client takes seconds.
+RUN_WATCH_STOP = (
     "test_the_server_is_unprivileged_and_the_helper_is_root",
     "test_one_to_five_hundred",
     "test_fifty_mebibytes_of_random_bytes",
@@ -26,8 +26,8 @@ MAIN_JOB = (
 # One boot for each: how it is booted, and what is run in it.
 BOOTS = {
     "plain": (
-        *(f"{GUEST}/test_{name}.py" for name in ("limits", "disks", "hogs", "clock")),
-        *(f"tests/e2e/test_main_job.py::{name}[root]" for name in MAIN_JOB),
+        *(f"{GUEST}/test_{name}.py" for name in ("limits", "io_limits", "resource_hogs", "wall_clock")),
+        *(f"tests/e2e/test_run_watch_stop.py::{name}[root]" for name in RUN_WATCH_STOP),
     ),
     "systemd": (f"{GUEST}/test_systemd.py",),
 }

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from driver import Helper, Job
+from support.helper_driver import Helper, Job
 
 from helper.wire import Type
 
@@ -33,7 +33,7 @@ def figure(job: Job, name: str, key: str) -> int:
 
 def end(helper: Helper, job: Job) -> dict[str, int]:
     """Kills a job: its facts."""
-    helper.ask(Type.KILL, handle=job.handle)
+    helper.request(Type.KILL, handle=job.handle)
     return helper.finish(job).facts
 
 

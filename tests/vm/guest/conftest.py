@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from driver import Helper
+from support.helper_driver import Helper
 from vm.guest.common import PARTITION, POLICY, WHOLE
 
 

@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
-from driver import Helper, Job, read_line
-from servers import CONTROLLERS, cgroup_root, missing_controllers, wait_until
+from support.cgroups import CONTROLLERS, cgroup_root, missing_controllers
+from support.helper_driver import Helper, Job, read_line
+from support.wait import wait_until
 from vm.guest.common import MIB, POLICY, WHOLE, cgroup_file, device_number, end, figure
 
 from helper import wire
@@ -23,9 +24,9 @@ def test_no_controller_is_missing_here(helper: Helper) -> None:
 
 
 def test_limits_are_written_as_asked(helper: Helper) -> None:
-    asked = {"cpu_millis": 250, "memory_bytes": 96 * MIB, "memory_high_bytes": 80 * MIB, "pids": 33}
-    asked |= {"read_bps": 5 * MIB, "write_bps": 4 * MIB, "read_iops": 300, "write_iops": 200}
-    job = helper.start("sleep", "1000", **asked)
+    limits = {"cpu_millis": 250, "memory_bytes": 96 * MIB, "memory_high_bytes": 80 * MIB, "pids": 33}
+    limits |= {"read_bps": 5 * MIB, "write_bps": 4 * MIB, "read_iops": 300, "write_iops": 200}
+    job = helper.start("sleep", "1000", **limits)
     expected = {
         "cpu.max": "25000 100000",
         "memory.max": str(96 * MIB),
@@ -171,7 +172,7 @@ def test_open_files_end_at_their_limit(helper: Helper) -> None:
 @pytest.mark.parametrize("name", wire.LIMITS.split())
 def test_s10_over_the_maximum_is_refused(helper: Helper, limits_policy: Path, name: str) -> None:
     maximum = load(str(limits_policy), set()).maximum[name]
-    stage, number, text = helper.refused("touch", f"/mnt/over-{name}", **{name: maximum + 1})
+    stage, number, text = helper.start_error("touch", f"/mnt/over-{name}", **{name: maximum + 1})
     assert (stage, number) == (Stage.LIMIT, errno.EINVAL)
     assert f"{name} is over {maximum}" in text
     assert not (WHOLE / f"over-{name}").exists()
@@ -187,7 +188,7 @@ def test_s10_a_missing_controller_is_named(limits_policy: Path, name: str) -> No
         (outer / "cgroup.subtree_control").write_text(" ".join(f"+{other}" for other in others))
         with Helper(limits_policy, "--cgroup-root", str(inner)) as helper:
             assert helper.welcome["missing_controllers"] == [name.encode()]
-            stage, number, text = helper.refused("touch", f"/mnt/without-{name}")
+            stage, number, text = helper.start_error("touch", f"/mnt/without-{name}")
             assert (stage, number) == (Stage.LIMIT, errno.EOPNOTSUPP)
             assert f"the cgroup controller {name} is not available in {inner}" in text
         assert not (WHOLE / f"without-{name}").exists()
@@ -216,7 +217,7 @@ def test_s10_allowing_one_to_be_missing_keeps_the_others_in_force(place: Path, d
 
 def test_s16_the_first_process_counts_and_the_second_may_not_be(helper: Helper) -> None:
     """With pids.max 1 the init may live, and cannot make the main process: nothing of the user's runs."""
-    assert helper.refused("touch", "/mnt/pids-1", pids=1)[:2] == (Stage.CLONE, errno.EAGAIN)
+    assert helper.start_error("touch", "/mnt/pids-1", pids=1)[:2] == (Stage.CLONE, errno.EAGAIN)
     assert not (WHOLE / "pids-1").exists()
     # With 2, init and main process are there, and the main process's first fork is refused.
     ended = helper.run("sh", "-c", "touch /mnt/pids-2; echo not reached", pids=2)
@@ -226,7 +227,7 @@ def test_s16_the_first_process_counts_and_the_second_may_not_be(helper: Helper) 
 
 def test_s16_the_first_page_counts(helper: Helper) -> None:
     """So little memory that the init dies of it on its way: what was asked for is never executed."""
-    stage, _, text = helper.refused("touch", "/mnt/page", memory_bytes=512 * 1024)
+    stage, _, text = helper.start_error("touch", "/mnt/page", memory_bytes=512 * 1024)
     assert stage is Stage.CLONE
     assert "died before exec" in text
     assert not (WHOLE / "page").exists()
@@ -242,7 +243,7 @@ def test_s16_a_limit_that_the_kernel_does_not_take_starts_nothing(place: Path, d
     policy = place / "too-many.toml"
     policy.write_text(f"[limits.maximum]\npids = 100000000\n{POLICY}")
     with Helper(policy) as helper:
-        stage, number, _ = helper.refused("touch", "/mnt/refused", pids=100_000_000)
+        stage, number, _ = helper.start_error("touch", "/mnt/refused", pids=100_000_000)
         assert (stage, number) == (Stage.CGROUP, errno.EINVAL)
         assert not list(helper.cgroup.glob("job-*"))
         assert not (WHOLE / "refused").exists()

@@ -3,8 +3,12 @@
 import subprocess
 from pathlib import Path
 
-from driver import Helper
-from servers import COMMAND, CONTROLLERS, ROOT, Server, cgroup_root, free_address, wait_until
+from support.cgroups import CONTROLLERS, cgroup_root
+from support.checkout import ROOT
+from support.command_line import COMMAND
+from support.helper_driver import Helper
+from support.servers import Server, free_address
+from support.wait import wait_until
 from vm.guest.common import cgroup_file, end
 
 SLICE = cgroup_root() / "system.slice"
@@ -67,18 +71,15 @@ def test_a_job_in_a_delegated_scope_has_its_limits(policy: Path) -> None:
 
 def test_a_server_as_a_service_with_a_delegated_subtree(place: Path, ssl: Path, policy: Path) -> None:
     unit = SLICE / "telehandler-test.service"
-    server = Server(place, ssl, policy, listen=free_address())
-    arguments = ["server", "--listen", server.listen, "--state-dir", str(server.state), "--cgroup-root", str(unit)]
-    for flag, name in (("--cert", "server.pem"), ("--key", "server-key.pem"), ("--root", "root.pem")):
-        arguments += [flag, str(ssl / name)]
+    server = Server(place, ssl, policy, listen=free_address(), options=("--cgroup-root", str(unit)))
     properties = ["Delegate=yes", f"WorkingDirectory={ROOT}", f"StandardError=file:{server.log}"]
     command = ["systemd-run", "--unit", unit.name, *(f"--property={text}" for text in properties), *COMMAND]
-    subprocess.run([*command, *arguments, "--helper-policy", str(policy)], check=True)
+    subprocess.run([*command, *server.server_arguments()], check=True)
     try:
         wait_until("the server listens", lambda: server.log.exists() and b"listening on" in server.log.read_bytes())
         server.port = int(server.listen.rpartition(":")[2])
         done = server.client("run", "--detach", *LIMITS, "--", "sleep", "1000")
-        assert (done.returncode, done.stderr) == (0, b""), server.log.read_text()
+        assert (done.returncode, done.stderr) == (0, b""), server.log_text()
         (job,) = unit.glob("telehandler.*/job-*")
         assert _limits(job) == WRITTEN
         assert _systemctl("is-active", unit.name) == "active"

@@ -1,0 +1,103 @@
+"""`make bench`, tiny: that every part works. Its figures are not judged. And the documents are what a result says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.cgroups import our_cgroups
+from support.checkout import ROOT
+from support.processes import alive, descendants
+from support.wait import wait_until
+
+from bench import bars, docs
+from bench.svg import plot
+
+TINY = (
+    "--quick --watchers 1 3 --fanout-gib 0.004 --job-gib 0.001 --verify-watchers 3 --verify-gib 0.004 --lines 20 "
+    "--idle 3 --memory-gib 0.01 --crowd 3 --crowd-gib 0.01"
+).split()
+
+
+def _bench(*arguments: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_every_part_works_and_fills_the_document(as_root: None, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    bench = _bench(*TINY, "--output", str(path))
+    output, _ = bench.communicate(timeout=300)
+    assert bench.returncode == 0, output
+    result = json.loads(path.read_text())
+    assert [row["watchers"] for row in result["fanout"]] == [1, 3]
+    for row in result["fanout"]:
+        assert row["random"]["wire_share"] > 1 > row["text"]["wire_share"]
+    assert [(row["data"], row["zstd"]) for row in result["verify"]] == [
+        ("random", True),
+        ("text", True),
+        ("text", False),
+    ]
+    assert 0 < result["latency"]["p50_ms"] <= result["latency"]["p99_ms"]
+    assert [row["stopped"] for row in result["memory"]] == [0, 1]
+    page = docs.filled(docs.PAGE.read_text(), result)
+    assert page.count("<!-- begin ") == len(docs.tables(result))
+    assert "-->\n<!-- end" not in page
+    assert len(docs.plots(result)) == 2
+
+
+def test_an_interrupt_leaves_nothing(as_root: None, tmp_path: Path) -> None:
+    before, places = our_cgroups(), set(Path("/var/tmp").glob("telehandler-bench-*"))
+    bench = _bench("--parts", "memory", "--memory-gib", "1000", "--output", str(tmp_path / "result.json"))
+    try:
+        wait_until("all is under way", lambda: "head" in _commands(bench.pid))
+        pids = descendants(bench.pid)
+    finally:
+        bench.send_signal(signal.SIGINT)
+        output, _ = bench.communicate(timeout=60)
+    assert bench.returncode == 130, output
+    assert "Traceback" not in output
+    wait_until("all have ended", lambda: not [pid for pid in pids if alive(pid)])
+    assert our_cgroups() == before
+    assert not (set(Path("/var/tmp").glob("telehandler-bench-*")) - places)
+
+
+def _commands(pid: int) -> list[str]:
+    found = []
+    for child in descendants(pid):
+        try:
+            found.append(Path(f"/proc/{child}/comm").read_text().strip())
+        except OSError:
+            pass  # it has just ended
+    return found
+
+
+def test_the_document_is_what_the_checked_in_result_says() -> None:
+    result = json.loads(docs.PUBLISHED.read_text())
+    assert docs.filled(docs.PAGE.read_text(), result) == docs.PAGE.read_text(), "run `make bench-docs`"
+    for name, text in docs.plots(result).items():
+        assert (docs.DOCS / name).read_text() == text, "run `make bench-docs`"
+
+
+@pytest.mark.parametrize(("found", "holds"), [(0.84, False), (0.85, True)])
+def test_a_bar_that_is_missed_says_so(found: float, holds: bool) -> None:
+    row = {"watchers": 100, "random_to_raw": found, "text_to_raw": 3.0, "peak_mib": 150.0}
+    result: dict[str, Any] = {"fanout": [row]}
+    assert [row["holds"] for row in bars.of(result)] == [holds, True, True]
+    assert ("**no**" in docs.tables({"bars": bars.of(result)})["bars"]) is not holds
+
+
+@pytest.mark.parametrize("most", [0.0, 0.7, 999.0, 1000.0, 12345.0])
+def test_a_plot_has_all_of_its_line_within_the_axes(most: float) -> None:
+    text = plot("<&>", "x", "y", [1, 10], {"line": [0.0, most]})
+    assert "&lt;&amp;&gt;" in text
+    points = [float(point.split(",")[1]) for point in text.split('points="')[1].split('"')[0].split()]
+    assert points[0] == 340
+    assert 50 <= points[1] <= 340

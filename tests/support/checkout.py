@@ -1,0 +1,5 @@
+"""Where the repository is checked out."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent

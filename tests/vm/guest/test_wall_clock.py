@@ -1,0 +1,62 @@
+"""R14: the wall clock jumps a day ahead and a day back, here where it is the guest's own; what counts time goes on.
+
+Through local mode: a try through grpc, whose timers are its own, did not come to its end in this guest.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support.checkout import ROOT
+from support.command_line import local_command
+from support.processes import processes_with
+from support.wait import wait_until
+
+DAY_S = 86_400
+SPAN_S = 10  # of the timeout, and of the grace
+LATE_S = 90.0  # for a guest that is slow
+
+
+@contextmanager
+def _clock(ahead_s: float) -> Iterator[None]:
+    """The wall clock, so far ahead, and right again at the end."""
+    assert os.environ["TELEHANDLER_GUEST"]  # never on a machine that somebody else uses
+    right = time.time() - time.monotonic()
+    time.clock_settime(time.CLOCK_REALTIME, right + time.monotonic() + ahead_s)
+    try:
+        yield
+    finally:
+        time.clock_settime(time.CLOCK_REALTIME, right + time.monotonic())
+
+
+@pytest.mark.parametrize("ahead_s", [DAY_S, -DAY_S])
+def test_r14_a_timeout_does_not_follow_the_wall_clock(policy: Path, ahead_s: int) -> None:
+    began = time.monotonic()
+    with _local(policy, "--timeout", f"{SPAN_S}s", "--", "sleep", "14141.4") as job:
+        wait_until("it runs", lambda: processes_with("14141.4\0"))
+        with _clock(ahead_s):
+            assert time.monotonic() - began < SPAN_S, "too slow to tell anything"
+            assert job.wait(LATE_S) == 124
+            assert time.monotonic() - began >= SPAN_S
+
+
+@pytest.mark.parametrize("ahead_s", [DAY_S, -DAY_S])
+def test_r14_a_grace_does_not_follow_the_wall_clock(policy: Path, ahead_s: int) -> None:
+    script = "trap '' TERM; echo up; while :; do sleep 1; done"
+    with _local(policy, "--", "sh", "-c", script) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == b"up\n"
+        began = time.monotonic()
+        job.send_signal(signal.SIGTERM)
+        with _clock(ahead_s):
+            assert job.wait(LATE_S) == 137
+            assert time.monotonic() - began >= SPAN_S
+
+
+def _local(policy: Path, *arguments: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(local_command(policy, *arguments), cwd=ROOT, stdout=subprocess.PIPE)
