@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from telehandler.api import tls
-from telehandler.common import bounds, control, privileges  # tls sets grpc's environment: must come before grpc
+from telehandler.api import tls  # sets grpc's environment: must come before grpc
+from telehandler.common import bounds, control, privileges, process_state
 
 import grpc.aio  # isort: skip
 
@@ -49,6 +49,7 @@ def main() -> None:
     A signal to the whole process group or cgroup is the supervisor's to act on: were the api to end by it, there would
     be nobody to end the jobs in order (R25).
     """
+    process_state.establish()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     try:
@@ -103,6 +104,11 @@ async def _serve(
     address = _listen(server, spec["listen"], credentials)
     await server.start()
     with contextlib.suppress(OSError):  # nobody reads any more
+        if spec["first"] and link.missing_controllers:
+            tls.tell(
+                f"limits that the controllers {', '.join(link.missing_controllers)} would enforce are not in force: "
+                "this machine lacks them, and the policy allows it; `telehandler check` says more"
+            )
         if note:
             tls.tell(note)
         print(f"telehandler: listening on {address}", file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from telehandler.api.auth import AuthError, Caller, caller_of
 from telehandler.api.responses import Context
 from telehandler.api.tls import TLS_VERSION
 from telehandler.api.validation import Refusal
-from telehandler.common import bounds
+from telehandler.common import bounds, limits
 from telehandler.common.turns import Threads, Turns
 from telehandler.jobs import manager as core
 from telehandler.jobs.job import Job
@@ -75,9 +75,12 @@ class Service:
             raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "a job's parent must be its caller")
         wanted = validation.start_request(request, owner)
         if request.validate_only:
-            return pb.JobResponse(sandbox=await self._jobs.check(wanted))
+            rows = await self._jobs.check(wanted)
+            return pb.JobResponse(sandbox=rows, unenforced_limits=limits.without_file(rows))
         job = await self._jobs.start(wanted)
-        return pb.JobResponse(name=job.record.name, uid=job.record.uuid, state=responses.state(job))
+        answer = pb.JobResponse(name=job.record.name, uid=job.record.uuid, state=responses.state(job))
+        answer.unenforced_limits.extend(await self._jobs.unenforced(wanted))
+        return answer
 
     async def start_merged(self, request: pb.StartJobRequest, caller: Caller, context: Context) -> pb.JobResponse:
         """The original's: its jobs have one pipe for both streams."""

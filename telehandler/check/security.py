@@ -50,7 +50,7 @@ def _probe_request() -> Request:
     return request(argv=[b"/usr/bin/python3", b"-I", b"-S", b"-c", PROBE.read_bytes()])
 
 
-async def _output(request: Request, jobs: Jobs) -> bytes:
+async def _output(request: Request, jobs: Jobs, _: local.Signals) -> bytes:
     """A job's stdout. Raises TelehandlerError with its stderr when it fails."""
     job = await jobs.start(request)
     log = jobs.open_log(job)

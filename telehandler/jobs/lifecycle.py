@@ -158,6 +158,7 @@ class Lifecycle:
         digests = asyncio.create_task(digest.follow(log, pump.hashed, partial(self._digests.run, job.record.owner)))
         facts = await job.exited
         await pump.drained()
+        job.output_lost = pump.discarded > 0
         if pump.discarded:  # nothing is lost silently
             job.record.extra["log_error"] += f"; {pump.discarded} more bytes were not kept"
         log.finish()
@@ -179,7 +180,7 @@ class Lifecycle:
         number, code = facts["signal"], facts["exit_code"]
         job.record.signal, job.record.exit_code = number, 128 + number if number else code
         job.record.cpu_usec, job.record.memory_peak_bytes = facts["cgroup_usec"], facts["memory_peak_bytes"]
-        state, reason = states.end(facts, job.stopping)
+        state, reason = states.end(facts, job.stopping, job.output_lost)
         self.end(job.record, state, reason, log)
 
     async def _save(self, record: Record) -> None:

@@ -32,6 +32,7 @@ PIPE_BYTES = 1 << 20
 _SAME_SEGMENT_NS = 5_000_000  # output this close in time is one segment
 _RECORD = struct.Struct("<QQB7x")  # offset, time in ns since the epoch, stream
 _RECORDS_AT_ONCE = 512
+_NEAR_PIPES = 4
 _RUN_SEGMENTS = 4096  # of one chunk: who reads single bytes takes no more than a few milliseconds at once
 _BLOCK_BYTES = 4096  # holes begin and end at these
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
@@ -129,6 +130,13 @@ class JobLog:
     @property
     def drops(self) -> bool:
         return self._cap.drop_oldest
+
+    @property
+    def waits_soon(self) -> bool:
+        """Whether it comes near a cap beyond which it takes no more: its writer must not be far ahead."""
+        return (
+            bool(self._cap.max_bytes) and not self.drops and self._cap.max_bytes - self.size < _NEAR_PIPES * PIPE_BYTES
+        )
 
     @property
     def overdue(self) -> bool:

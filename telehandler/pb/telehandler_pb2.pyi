@@ -30,6 +30,7 @@ class JobReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     JOB_REASON_LOST: _ClassVar[JobReason]
     JOB_REASON_TIMEOUT: _ClassVar[JobReason]
     JOB_REASON_PIDS: _ClassVar[JobReason]
+    JOB_REASON_OUTPUT_LOST: _ClassVar[JobReason]
 
 class LogPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -56,6 +57,7 @@ JOB_REASON_STOPPED: JobReason
 JOB_REASON_LOST: JobReason
 JOB_REASON_TIMEOUT: JobReason
 JOB_REASON_PIDS: JobReason
+JOB_REASON_OUTPUT_LOST: JobReason
 LOG_POLICY_UNSPECIFIED: LogPolicy
 LOG_POLICY_BLOCK: LogPolicy
 LOG_POLICY_DROP_OLDEST: LogPolicy
@@ -128,16 +130,18 @@ class StartJobRequest(_message.Message):
     def __init__(self, parent: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., argv: _Optional[_Iterable[bytes]] = ..., env: _Optional[_Mapping[str, bytes]] = ..., working_directory: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., profile: _Optional[str] = ..., validate_only: _Optional[bool] = ..., log_max_bytes: _Optional[int] = ..., log_policy: _Optional[_Union[LogPolicy, str]] = ..., request_id: _Optional[str] = ..., merge_stderr: _Optional[bool] = ...) -> None: ...
 
 class JobResponse(_message.Message):
-    __slots__ = ("name", "uid", "state", "sandbox")
+    __slots__ = ("name", "uid", "state", "sandbox", "unenforced_limits")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SANDBOX_FIELD_NUMBER: _ClassVar[int]
+    UNENFORCED_LIMITS_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     state: JobState
     sandbox: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., sandbox: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    unenforced_limits: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., sandbox: _Optional[_Iterable[bytes]] = ..., unenforced_limits: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StopJobRequest(_message.Message):
     __slots__ = ("name", "signal", "grace")

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 from helper import wire
-from telehandler.common import fds
+from telehandler.common import fds, process_state
 from telehandler.common.errors import HelperNotNow, HelperUnavailable
 from telehandler.supervisor import prerequisites
 
@@ -27,7 +27,7 @@ def command(cgroup_root: str | None, policy: str | None) -> list[str]:
     checkout, installed = Path(__file__).resolve().parents[2] / "helper", INSTALLED / "helper"
     given = {"--cgroup-root": cgroup_root, "--policy": policy}
     # Absolute: the helper runs in /.
-    options = [word for flag, path in given.items() if path for word in (flag, os.path.abspath(path))]
+    options = [word for flag, path in given.items() if path for word in (flag, process_state.absolute(path))]
     if os.geteuid() == 0:
         # A checkout that is another user's is refused by the helper itself: take root's own then.
         own = checkout.stat().st_uid == 0 or not installed.exists()

@@ -199,7 +199,9 @@ class Supervisor:
     def _start_api(self) -> None:
         try:
             # An expired certificate is no reason to give up jobs that run, but to start none.
-            self._api = Api(self._spec | {"strict": not self._was_ready}, self._files, self._paths)
+            self._api = Api(
+                self._spec | {"first": not self._was_ready, "strict": not self._was_ready}, self._files, self._paths
+            )
         except OSError as error:  # such as no process to be had: the jobs are none the worse for it
             passes = error.errno in capacity.ERRORS
             self._api_due = time.monotonic() + self._api_restarts.pause_s(not passes)
@@ -239,7 +241,7 @@ class Supervisor:
             else:
                 files = Files(*self._names)
             if self._api:
-                self._next = Api(self._spec | {"strict": True}, files, self._paths)
+                self._next = Api(self._spec | {"first": False, "strict": True}, files, self._paths)
             else:
                 self._files, self._api_due = files, time.monotonic()
         except (TelehandlerError, OSError) as error:

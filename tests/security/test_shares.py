@@ -80,7 +80,7 @@ def test_s52_a_users_requests_are_bounded_in_bytes(server: Server, ssl: Path) ->
     with RawClient(server, ssl / "client") as owner, RawClient(server, ssl / "bubba") as other:
         job = owner.start("sleep", "1000")
         padded = pb.WatchJobOutputRequest(name=job.name).SerializeToString() + _unknown_field(MIB - 1024)
-        watches = [owner.begin(WATCH, padded) for _ in range(bounds.MAX_REQUEST_BYTES_PER_USER // MIB + 4)]
+        watches = [owner.start_call(WATCH, padded) for _ in range(bounds.MAX_REQUEST_BYTES_PER_USER // MIB + 4)]
         codes = wait_until("four are refused", lambda: _ended(watches, 4))
         assert codes == {EXHAUSTED}
         assert other.start("true").uid
@@ -115,7 +115,7 @@ def test_s52_tails_of_a_log_without_newlines_hold_up_nobody(server: Server, ssl:
         owner.call(f"/{SERVICE}/GetJobStatus", pb.GetJobStatusRequest(name=job.name, wait=True))
         os.truncate(output_directory(server, job.name) / "output", 64 << 30)  # a hole: it takes no room on the disk
         request = pb.WatchJobOutputRequest(name=job.name, no_follow=True, tail_lines=1000)
-        tails = [owner.begin(WATCH, request, timeout=120) for _ in range(30)]
+        tails = [owner.start_call(WATCH, request, timeout=120) for _ in range(30)]
         api = server.children()["api"]
         began = cpu_ticks(api)
         wait_until("the search is under way", lambda: cpu_ticks(api) > began + 20)

@@ -1,0 +1,371 @@
+"""R24: stdout and stderr of a client that are full, closed, non-blocking, or whose reader has gone or does not read."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import COMMAND, DEADLINE_S, ROOT, Server, alive, processes_with, wait_until
+
+FULL_S = 1.0  # more than the same takes where its output can be written
+LOTS = 1_288_895  # bytes: more than a pipe holds, and no multiple of anything
+SILENT = "echo one; exec sleep 1000"
+Done = subprocess.CompletedProcess[bytes]
+
+
+class Verbs:
+    """Each verb as it prints to stdout, with a job of its own where it takes one."""
+
+    def __init__(self, server: Server, policy: Path, place: Path) -> None:
+        self._server, self._policy, self._place = server, policy, place
+
+    def __call__(self, name: str) -> list[str]:
+        ended = self._server.detach("echo", "a line") if name in ("watch", "status", "rm") else ""
+        if ended:
+            self._server.client("wait", ended)
+        of_client = {
+            "run": ["run", "--", "echo", "a line"],
+            "detached run": ["run", "-d", "--", "true"],
+            "dry run": ["run", "--dry-run", "--", "true"],
+            "watch": ["watch", ended],
+            "raw watch": ["watch", "--raw", self._server.detach("echo", "a line")] if name == "raw watch" else [],
+            "status": ["status", ended],
+            "json status": ["status", "-o", "json", self._server.detach("true")] if name == "json status" else [],
+            "ls": ["ls"],
+            "quiet ls": ["ls", "-q"],
+            "json ls": ["ls", "-o", "json"],
+            "rm": ["rm", ended],
+            "benchmark": ["benchmark", "--discard", "--watchers", "2", "--processes", "1", "--", "echo", "x"],
+        }
+        if name in of_client:
+            return self._server.client_command(of_client[name][0], *of_client[name][1:])
+        if name in ("local", "dry local"):
+            dry = ["--dry-run"] if name == "dry local" else []
+            return [*COMMAND, "local", "--helper-policy", str(self._policy), *dry, "--", "echo", "a line"]
+        if name == "certs":
+            return [sys.executable, "-m", "telehandler.certs", str(self._place / f"certs-{os.urandom(4).hex()}")]
+        others = {
+            "version": ["version"],
+            "--version": ["--version"],
+            "--help": ["--help"],
+            "help": ["help", "client", "run"],
+            "completion": ["completion", "bash"],
+            "check": ["check", "--helper-policy", str(self._policy)],
+        }
+        return [*COMMAND, *others[name]]
+
+
+OF_CLIENT = [
+    *("run", "detached run", "dry run", "watch", "raw watch", "status", "json status"),
+    *("ls", "quiet ls", "json ls", "rm", "benchmark"),
+]
+EVERY = [*OF_CLIENT, "local", "dry local", "certs", "version", "--version", "--help", "help", "completion", "check"]
+
+
+@pytest.fixture(scope="module")
+def verbs(server: Server, policy: Path, place: Path) -> Verbs:
+    return Verbs(server, policy, place)
+
+
+def _run(command: list[str], stdout: Any, redirection: str = "", **options: Any) -> tuple[Done, float]:
+    """What became of it, and how long it took. The redirection is the shell's, such as `>&-`."""
+    began = time.monotonic()
+    shell = ["/bin/sh", "-c", f'exec "$@" {redirection}', "sh", *command]
+    done = subprocess.run(
+        shell, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, timeout=DEADLINE_S, check=False, **options
+    )
+    return done, time.monotonic() - began
+
+
+def _one_line(done: Done, *words: bytes) -> None:
+    """Its own, beside what the verb has to say in any case."""
+    assert b"Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if b"stdout" in line]
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_r24_a_full_stdout_is_told_at_once_by_every_verb(verbs: Verbs, name: str) -> None:
+    with open(os.devnull, "wb") as null:
+        _, usual_s = _run(verbs(name), null)
+    with open("/dev/full", "wb", 0) as full:
+        done, took_s = _run(verbs(name), full)
+    assert done.returncode == 125, done
+    _one_line(done, b"No space left on device")
+    assert took_s < usual_s * 2 + FULL_S
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_r24_so_is_a_closed_one(verbs: Verbs, name: str) -> None:
+    done, _ = _run(verbs(name), subprocess.PIPE, ">&-")
+    assert (done.returncode, done.stdout) == (125, b""), done
+    _one_line(done, b"closed")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_r24_an_end_without_a_word_when_the_reader_has_gone(verbs: Verbs, name: str) -> None:
+    read_fd, write_fd = os.pipe()
+    os.close(read_fd)
+    done, _ = _run(verbs(name), write_fd)
+    os.close(write_fd)
+    assert done.returncode == 128 + signal.SIGPIPE, done
+    assert b"Traceback" not in done.stderr
+    assert b"stdout" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["stop", "wait"])
+def test_r24_a_verb_that_prints_nothing_needs_no_stdout(server: Server, name: str) -> None:
+    done, _ = _run(server.client_command(name, server.detach("true")), subprocess.PIPE, ">&-")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def _nonblocking(command: list[str]) -> tuple[bytes, int]:
+    """What came through a non-blocking pipe that is read slowly, as of a parent that runs an event loop."""
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(write_fd, False)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=write_fd, stderr=write_fd)
+    os.close(write_fd)
+    found = b""
+    with open(read_fd, "rb", 0) as pipe:
+        while piece := pipe.read(4096):
+            found += piece
+    return found, process.wait(DEADLINE_S)
+
+
+@pytest.mark.parametrize("where", ["run", "local"])
+@pytest.mark.parametrize("stream", ["", ">&2"])
+def test_r24_every_byte_reaches_a_non_blocking_reader(
+    server: Server, policy: Path, where: str, stream: str
+) -> None:
+    job = ["--", "sh", "-c", f"head -c {LOTS} /dev/zero {stream}"]
+    local = [*COMMAND, "local", "--helper-policy", str(policy)]
+    command = [*local, *job] if where == "local" else server.client_command(where, *job)
+    found, code = _nonblocking(command)
+    assert (len(found), code) == (LOTS, 0), found[-300:]
+
+
+def test_r24_so_does_all_that_a_verb_prints(server: Server) -> None:
+    server.client("run", "--", *["x" * 1000] * 90)  # no such command: but its words are not short
+    for _ in range(3):
+        assert server.client("run", "--", "true", *["y" * 1000] * 90).returncode == 0
+    expected = server.client("ls", "-o", "json")
+    assert len(expected.stdout) > 1 << 17
+    assert _nonblocking(server.client_command("ls", "-o", "json")) == (expected.stdout, 0)
+
+
+@pytest.mark.parametrize("where", ["run", "local"])
+def test_r24_stderr_of_the_job_that_cannot_be_written_is_an_error(server: Server, policy: Path, where: str) -> None:
+    """One of ours is only a word less; one of the job is a loss."""
+    local = [*COMMAND, "local", "--helper-policy", str(policy)]
+    command = local if where == "local" else server.client_command(where)
+    for redirection in ("2>/dev/full", "2>&-"):
+        done, _ = _run([*command, "--", "sh", "-c", "echo x >&2"], subprocess.PIPE, redirection)
+        assert done.returncode == 125, redirection
+        done, _ = _run([*command, "--", "sh", "-c", "kill -USR1 $$"], subprocess.PIPE, redirection)
+        assert done.returncode == 128 + signal.SIGUSR1, redirection
+
+
+def test_r24_watch_ends_with_its_reader_and_not_at_the_next_output(server: Server) -> None:
+    command = server.client_command("watch", server.detach("sh", "-c", SILENT))
+    watch = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert watch.stdout and watch.stderr
+    assert watch.stdout.readline() == b"one\n"
+    watch.stdout.close()
+    assert watch.wait(DEADLINE_S) == 128 + signal.SIGPIPE
+    assert watch.stderr.read() == b""
+    watch.stderr.close()
+
+
+def test_r24_a_run_that_cannot_print_says_how_to_see_its_job(server: Server) -> None:
+    with open("/dev/full", "wb", 0) as full:
+        done, _ = _run(server.client_command("run", "--", "sh", "-c", SILENT), full)
+    name = server.jidfile().read_text().strip()
+    assert f"the job runs on: `telehandler client watch {name}`" in done.stderr.decode()
+    assert b'"running"' in server.client("status", "-o", "json", name).stdout
+    server.client("stop", "-t", "0", name)
+
+
+# Whatever else goes wrong: an end, one line, no thread of grpc's that is waited for.
+
+_FAULTS = {
+    "fault": "raise RuntimeError('odd')",
+    "end": "raise SystemExit(7)",
+    "memory": "raise MemoryError",
+    "deep": "def f(): return f()\nf()",
+}
+
+
+@pytest.mark.parametrize("name", _FAULTS)
+def test_r24_no_exception_leaves_a_process_hanging(server: Server, name: str) -> None:
+    body = "\n    ".join(_FAULTS[name].splitlines())
+    program = f"""if 1:
+    import sys
+    from telehandler.cli import ls, main
+    def bad(*_):
+        {body.replace(chr(10), chr(10) + "    ")}
+    ls._print_table = bad
+    sys.argv[0] = "telehandler"
+    main()
+    """
+    words = server.client_command("ls")[len(COMMAND) :]
+    done, _ = _run([sys.executable, "-c", program, *words], subprocess.PIPE)
+    assert b"Traceback" not in done.stderr
+    if name == "end":
+        assert (done.returncode, done.stderr) == (7, b"")
+    else:
+        assert done.returncode == 125
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(b"telehandler: ")
+
+
+_LIBRARY = """
+import sys
+from telehandler.client.connection import Client
+from telehandler.pb import telehandler_pb2 as pb
+client = Client(*sys.argv[1:5])
+if sys.argv[5] == "unused":
+    sys.exit(3)
+print(len(list(client.list_jobs("", (), 1))), flush=True)
+if sys.argv[5] == "raises":
+    raise ValueError
+if sys.argv[5] == "watches":
+    watch = client.watch(pb.WatchJobOutputRequest(name=sys.argv[6]), False, [], print)
+    next(watch)
+if sys.argv[5] == "gone":
+    del client
+"""
+
+
+@pytest.mark.parametrize("how", ["ends", "raises", "watches", "unused", "gone"])
+def test_r24_a_program_that_forgets_to_close_its_client_ends(server: Server, how: str) -> None:
+    files = [str(server.ssl / name) for name in ("client.pem", "client-key.pem", "root.pem")]
+    name = server.detach("sh", "-c", SILENT)
+    command = [sys.executable, "-c", _LIBRARY, f"localhost:{server.port}", *files, how, name]
+    done, took_s = _run(command, subprocess.PIPE)
+    assert done.returncode == {"raises": 1, "unused": 3}.get(how, 0), done.stderr
+    assert took_s < 20  # it was for ever
+    server.client("stop", "-t", "0", name)
+
+
+# `local` leaves nothing behind
+
+
+ENDING = [
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGTERM),
+    *(signal.SIGXCPU, signal.SIGVTALRM, signal.SIGPROF, signal.SIGPWR, signal.SIGRTMIN, signal.SIGRTMAX),
+]
+
+
+def _local(policy: Path, tmp_path: Path, *job: str, **options: Any) -> "subprocess.Popen[bytes]":
+    tmp_path.chmod(0o755)
+    command = [*COMMAND, "local", "--helper-policy", str(policy), "--", *job]
+    env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd="/", env=env, stderr=subprocess.PIPE, **options)
+
+
+def _gone(tmp_path: Path, seconds: str) -> Callable[[], bool]:
+    return lambda: not list(tmp_path.iterdir()) and not processes_with(f"sleep\0{seconds}")
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_r24_local_cleans_up_at_every_signal(policy: Path, tmp_path: Path, as_root: None, number: int) -> None:
+    seconds = f"1000.{number}{os.getpid()}"
+    local = _local(policy, tmp_path, "sh", "-c", f"echo up; exec sleep {seconds}", stdout=subprocess.PIPE)
+    assert local.stdout and local.stdout.readline() == b"up\n"
+    local.send_signal(number)
+    _, errors = local.communicate(timeout=DEADLINE_S)
+    assert local.returncode > 128, errors
+    assert b"Traceback" not in errors
+    assert _gone(tmp_path, seconds)()
+
+
+def test_r24_local_cleans_up_before_its_job_runs(policy: Path, tmp_path: Path, as_root: None) -> None:
+    """At any moment of its start."""
+    for pause in range(0, 40, 4):
+        local = _local(policy, tmp_path, "sleep", "1000.77", stdout=subprocess.DEVNULL)
+        wait_until("it runs Python", lambda pid=local.pid: b"local" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        wait_until("it catches signals", lambda pid=local.pid: _catches(pid, signal.SIGTERM) or not alive(pid))
+        time.sleep(pause / 100)  # the moment, not a wait for anything
+        local.terminate()
+        _, errors = local.communicate(timeout=DEADLINE_S)
+        assert local.returncode == 128 + signal.SIGTERM, errors
+        assert _gone(tmp_path, "1000.77")(), pause
+
+
+def _catches(pid: int, number: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("how", ["full", "closed", "gone"])
+def test_r24_local_leaves_nothing_behind_when_it_cannot_print(
+    policy: Path, tmp_path: Path, as_root: None, how: str
+) -> None:
+    seconds = f"1000.8{os.getpid()}"
+    read_fd, write_fd = os.pipe()
+    os.close(read_fd)
+    stdout = {"full": "/dev/full", "closed": os.devnull, "gone": f"/proc/self/fd/{write_fd}"}[how]
+    with open(stdout, "wb", 0) as file:
+        job = ["sh", "-c", f"echo x; exec sleep {seconds}"]
+        local = _local(policy, tmp_path, *job, stdout=file if how != "closed" else None,
+                       preexec_fn=(lambda: os.close(1)) if how == "closed" else None)  # fmt: skip
+    os.close(write_fd)
+    _, errors = local.communicate(timeout=DEADLINE_S)
+    assert local.returncode == (141 if how == "gone" else 125), errors
+    assert _gone(tmp_path, seconds)()
+
+
+def test_r24_local_ends_by_a_signal_though_nobody_reads(policy: Path, tmp_path: Path, as_root: None) -> None:
+    read_fd, write_fd = os.pipe()
+    local = _local(policy, tmp_path, "sh", "-c", "exec head -c 100000000 /dev/zero", stdout=write_fd)
+    os.close(write_fd)
+    wait_until("it waits for its reader", lambda: _is_full(read_fd))
+    local.terminate()
+    _, errors = local.communicate(timeout=DEADLINE_S)
+    os.close(read_fd)
+    assert local.returncode == 125
+    assert errors.count(b"\n") == 1
+    assert b"nobody reads" in errors
+    assert not list(tmp_path.iterdir())
+
+
+def _is_full(read_fd: int) -> bool:
+    import fcntl
+    import struct
+    import termios
+
+    (there,) = struct.unpack("i", fcntl.ioctl(read_fd, termios.FIONREAD, bytes(4)))
+    return bool(there >= 1 << 16)
+
+
+def test_r24_the_job_of_a_local_that_nobody_reads_waits(policy: Path, tmp_path: Path, as_root: None) -> None:
+    """Its output does not fill the disk: no more than the pipes hold is taken from it."""
+    read_fd, write_fd = os.pipe()
+    job = "i=0; while [ $i -lt 64 ]; do head -c 1000000 /dev/zero; i=$((i+1)); done"
+    local = _local(policy, tmp_path, "sh", "-c", job, stdout=write_fd)
+    os.close(write_fd)
+    wait_until("it waits for its reader", lambda: _is_full(read_fd))
+    (directory,) = tmp_path.iterdir()
+    (output,) = directory.glob("jobs/*/output")
+    sizes = {output.stat().st_size}
+    for _ in range(10):
+        time.sleep(0.05)  # for it to go on, if it did
+        sizes.add(output.stat().st_size)
+    assert max(sizes) < 8 << 20
+    total = 0
+    with open(read_fd, "rb", 0) as pipe:
+        while piece := pipe.read(1 << 20):
+            total += len(piece)
+    assert (total, local.wait(DEADLINE_S)) == (64_000_000, 0)
+    assert local.stderr
+    local.stderr.close()
