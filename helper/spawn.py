@@ -79,6 +79,7 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
     report_fd, stage = fds[3], Stage.CLONE
     try:
         signal.set_wakeup_fd(-1)
+        os.setsid()  # a signal to the helper's group (timeout, a terminal) is not for the job: its init passes on all
         _arrange_fds(fds)
         report_fd = _STATUS_FD
         sc.unshare(sc.CLONE_NEWCGROUP)  # only now is the job's cgroup its root

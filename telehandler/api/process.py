@@ -165,6 +165,8 @@ async def _end(jobs: Jobs, stopped: "asyncio.Future[float]", kill: bool) -> None
 
 def _listen(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials) -> str:
     host, _, port = listen.rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:  # grpc would take 70000 for 4464
+        raise TelehandlerError(f"cannot listen on {listen}: --listen is [HOST]:PORT, with a port from 0 to 65535")
     address = f"{host or '[::]'}:{port}"
     try:
         number = server.add_secure_port(address, credentials)

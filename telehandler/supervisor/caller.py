@@ -31,10 +31,8 @@ def establish() -> None:
     for kind, (flag, least) in _WANTED.items():
         if _raised(kind, is_root) < least:
             enough = "unlimited" if least == math.inf else f"{least} or more"
-            raise TelehandlerError(
-                f"a limit of whoever starts the server is too low for it: `ulimit -H{flag}` must be {enough}; raise it, "
-                "or start it as root"
-            )
+            cause = "a limit of whoever starts the server is too low for it, and cannot be raised from here"
+            raise TelehandlerError(f"{cause}: `ulimit -H{flag}` must be {enough}")
     for kind in (resource.RLIMIT_NPROC, resource.RLIMIT_SIGPENDING):
         _raised(kind, is_root)
     if is_root:

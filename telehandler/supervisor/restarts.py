@@ -20,7 +20,7 @@ from telehandler.supervisor.helper_process import Helpers
 
 KILL_S = 10.0  # for the api to kill every job and tell its watchers
 # timeout(1) signals its child, and then its group: the child gets one order twice.
-ONE_ORDER_S = 1.0
+ONE_ORDER_S = 0.2
 EXIT_HELPER = 1
 MAX_API_FAILURES, MAX_HELPER_DEATHS, WINDOW_S = 10, 5, 60.0
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.1, 5.0
@@ -66,7 +66,7 @@ class Supervisor:
         self._next: Api | None = None
         self._status: int | None = None  # of the server, once it is to end
         self._draining = self._killing = False
-        self._drained_since = -math.inf
+        self._drained_since, self._drain_order = -math.inf, 0
         self._api_restarts, self._helper_restarts = Restarts(), Restarts()
         self._link_lives = True
         self._was_ready = False  # an api was: what keeps another from it may pass
@@ -135,10 +135,13 @@ class Supervisor:
         now = time.monotonic()
         if number == signal.SIGHUP:
             self._upgrade()
-        elif self._drain_s is None or (self._draining and now - self._drained_since > ONE_ORDER_S):
+        elif self._drain_s is None or (self._draining and self._drain_order != number):
             self._kill()
-        elif not self._draining:
-            self._draining, self._drained_since = True, now
+        elif self._draining:
+            if now - self._drained_since > ONE_ORDER_S:
+                self._kill()
+        else:
+            self._draining, self._drained_since, self._drain_order = True, now, number
             self._ending_due = time.monotonic() + self._drain_s
             _say(f"draining: no new jobs, and at most {self._drain_s:g} s for those that run")
             if self._api and self._api.ready:
