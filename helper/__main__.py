@@ -130,7 +130,11 @@ def _keep(control: socket.socket) -> int:
             socket.send_fds(control, [b"L"], [ours.fileno()])
             # The helper's end takes the place of our control socket; every other fd closes on exec.
             actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)]
-            pid = os.posix_spawn(sys.executable, sys.orig_argv, {}, file_actions=actions)
+            try:
+                pid = os.posix_spawn(sys.executable, sys.orig_argv, {}, file_actions=actions)
+            except OSError as error:  # no process to be had: the server, which sees its socket's end, asks again
+                log(f"the helper cannot be started now: {error.strerror}")
+                continue
         status = _outlive(pid, control)
         if status is None:
             return 0
