@@ -113,7 +113,7 @@ def test_r5_the_tail_of_a_job_that_has_ended_waits_too(make_server: Make, disk: 
             waits(server, name, "No space left on device")
         assert server.client("stop", names[0]).returncode == 0
         final = server.job_status(names[0])
-        assert (final["state"], final["exit_code"]) == ("completed", 0)
+        assert (final["state"], final["reason"], final["exit_code"]) == ("failed", "output_lost", 0)
         assert "more bytes were not kept" in final["detail"]
         others.free()
         assert (ended(server, names[1])["state"], "detail" in server.job_status(names[1])) == ("completed", False)

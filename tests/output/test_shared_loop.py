@@ -1,4 +1,4 @@
-"""S52: what reads a log gives way: a search for lines goes in steps, and what is skipped does not stop the event loop."""
+"""S52: what reads a log gives way: a search for lines goes in steps, what is skipped does not stop the event loop."""
 
 import asyncio
 import struct
