@@ -86,7 +86,8 @@ def _leave_caller() -> int:
             resource.setrlimit(kind, values)
         except (ValueError, OSError):  # a container whose root may not raise it
             if kind in _NEEDED:
-                raise policy.SetupError("a hard limit (ulimit -H) cannot be raised by root here: start it without")
+                text = "a hard limit (ulimit -H) cannot be raised by root here: start it without"
+                raise policy.SetupError(text) from None
             resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)  # all that it has
     return read_fd
 

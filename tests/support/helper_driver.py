@@ -62,12 +62,16 @@ class Ended(NamedTuple):
 class Helper:
     """A helper process and our end of its socket; a context manager that ends it."""
 
-    def __init__(self, policy: Path, *options: str, hello: bool = True, **popen: Any) -> None:
+    def __init__(
+        self, policy: Path, *options: str, hello: bool = True, code: Path = ROOT, command: Any = None, **popen: Any
+    ) -> None:
+        """`code`: a copy, if not the checkout; `command`: what starts it, if it is not started directly."""
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.settimeout(DEADLINE_S)
-        command = helper_command(ROOT, policy, *options)
+        command = command or helper_command(code, policy, *options)
+        options_of_popen: dict[str, Any] = {"stderr": subprocess.PIPE, "cwd": "/"} | popen
         with theirs:
-            self.process = subprocess.Popen(command, stdin=theirs.fileno(), stderr=subprocess.PIPE, cwd="/", **popen)
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(command, stdin=theirs.fileno(), **options_of_popen)
         self.events: list[Message] = []
         if hello:
             self.welcome = self.request(Type.HELLO).fields
