@@ -28,9 +28,9 @@ import os, resource, signal, sys
 for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-signal.setitimer(signal.ITIMER_REAL, 1)
-signal.setitimer(signal.ITIMER_VIRTUAL, 1)
-signal.setitimer(signal.ITIMER_PROF, 1)
+for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+    signal.setitimer(timer, 0.005, 0.005)
+os.kill(os.getpid(), signal.SIGUSR1)
 os.umask(0o777)
 os.mkdir("gone")
 os.chdir("gone")
@@ -89,7 +89,7 @@ def test_s42_nothing_of_a_callers_state_stays(spoiled: Helper) -> None:
 
 def test_s42_a_timer_of_the_callers_ends_nothing(spoiled: Helper) -> None:
     """The job outlives all three by far: a helper whose alarm had rung would be gone."""
-    ended = spoiled.run("sh", "-c", "sleep 1.5; echo late")
+    ended = spoiled.run("sh", "-c", "sleep 0.5; echo late")
     assert ended.stdout == b"late\n"
 
 
