@@ -119,11 +119,15 @@ class Helper:
 
     def request_start(self, *argv: str | bytes, kind: Type = Type.START, **changes: Any) -> tuple[Message, list[int]]:
         """The reply to a START or CHECK."""
+        self.send_start(*argv, kind=kind, **changes)
+        return self._reply()
+
+    def send_start(self, *argv: str | bytes, kind: Type = Type.START, **changes: Any) -> None:
+        """A START or CHECK, with 7 as its request id."""
         fields: dict[str, Any] = dict.fromkeys(wire.LIMITS.split(), 0)
         fields |= {"tag": TAG, "merge_stderr": 0, "place": [b"", b""], "env": ENV}
         fields |= {"argv": [os.fsencode(word) for word in argv]}
         self.send(kind, 7, **{**fields, **changes})
-        return self._reply()
 
     def start(self, *argv: str | bytes, **changes: Any) -> Job:
         message, fds = self.request_start(*argv, **changes)
