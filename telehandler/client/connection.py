@@ -81,6 +81,7 @@ class Client:
         from telehandler.pb import telehandler_pb2 as pb
 
         request.request_id = request.request_id or _random_uuid()
+        _check_size(request)
         retries = Retries(note, patience_s=START_PATIENCE_S)
         while True:
             try:
@@ -93,6 +94,7 @@ class Client:
         from telehandler.pb import telehandler_pb2 as pb
 
         request.validate_only = True
+        _check_size(request)
         answer: pb.JobResponse = self._call("StartJob", request, pb.JobResponse.FromString)
         return list(answer.sandbox)
 
@@ -221,6 +223,12 @@ class Client:
         if metadata.get("telehandler-stage") == _EXEC:
             failure.exit_code = not_executed(int(metadata.get("telehandler-errno", "0")))
         return failure
+
+
+def _check_size(request: "pb.StartJobRequest") -> None:
+    """What is over a message of the server's is refused here, in the words in which it refuses less."""
+    if request.ByteSize() > bounds.MAX_REQUEST_BYTES:
+        raise TelehandlerError(bounds.COMMAND_TOO_LONG)
 
 
 def unpack(output: "pb.JobOutput") -> None:

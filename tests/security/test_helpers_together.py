@@ -87,15 +87,20 @@ def swept(bare_cgroup: Path) -> Iterator[Path]:
         thread.join()
 
 
-def test_s51_a_directory_that_is_swept_before_it_is_locked_is_made_again(place: Path, swept: Path) -> None:
+@pytest.mark.parametrize("before", ["flock", "openat"])
+def test_s51_a_directory_that_is_swept_before_it_is_locked_is_made_again(place: Path, swept: Path, before: str) -> None:
+    """The system call after mkdir is held back until it has been swept, once."""
     policy = write_policy(place, "bare", ALL_MISSING)
-    for _ in range(4):
-        with ExitStack() as stack:
-            root = ("--cgroup-root", str(swept))
-            helpers = [stack.enter_context(Helper(policy, *root, hello=False)) for _ in range(4)]
-            for helper in helpers:
-                assert helper.request(Type.HELLO).type is Type.WELCOME
-                assert (swept / f"telehandler.{helper.process.pid}").is_dir()
+    delay = ["strace", "-D", "-qq", "-o", "/dev/null"]
+    if before == "flock":
+        delay += ["-e", "trace=flock", "-e", "inject=flock:delay_enter=300000:when=1"]
+    else:
+        delay += ["-e", "trace=mkdir", "-e", "inject=mkdir:delay_exit=300000:when=1"]
+    command = [*delay, *helper_command(ROOT, policy, "--cgroup-root", str(swept))]
+    with Helper(policy, hello=False, command=command) as helper:
+        assert helper.request(Type.HELLO).type is Type.WELCOME
+        assert (swept / f"telehandler.{helper.process.pid}").is_dir()
+        assert helper.run("true").facts["exit_code"] == 0
 
 
 def test_s51_a_start_that_fails_leaves_nothing(place: Path) -> None:
