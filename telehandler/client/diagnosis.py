@@ -70,7 +70,7 @@ def _of_tls(target: Target, plain: socket.socket, said: str) -> str:
         return _of_their_certificate(target, error)
     except TimeoutError:
         return f"{server} accepts connections and says nothing: is it a telehandler server, and does it run?"
-    except (ssl.SSLEOFError, ConnectionError):
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
         return f"{server} closed the connection before the TLS handshake: its log says why"
     except ssl.SSLError as error:
         return f"{server} does not speak TLS as a telehandler server does: {_reason(error)}"

@@ -1,133 +1,24 @@
 """S53: what a broken or hostile server sends costs a client an error: no memory, no raw control character, no hang."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import pytest
 import zstandard
-from google.protobuf.empty_pb2 import Empty
-from support.checkout import ROOT
-from support.command_line import COMMAND
-from support.raw_client import SERVICE
+from support.scripted_server import ENDED, NAME, ScriptedServer
 
+from telehandler.client import answers
+from telehandler.common.errors import TelehandlerError
 from telehandler.pb import telehandler_pb2 as pb
 
-DEADLINE_S = 20.0
-MAX_RSS_BYTES = 160 << 20  # it needs 60 MiB for the good answers
-NAME = "users/tele-tester/jobs/4f1c2a9e-0b1d-4c52-9d0a-3f6f1f5b7a10"
-ENDED = (
-    ("telehandler-state", "completed"),
-    ("telehandler-reason", "exited"),
-    ("telehandler-exit-code", "0"),
-    ("telehandler-signal", "0"),
-    ("telehandler-detail", ""),
-)
 BOMB = 3 << 30
 
 
-class Hostile:
-    """A server whose answers a test sets: the bodies of each method, and what comes behind a watch."""
-
-    def __init__(self, ssl: Path) -> None:
-        self._ssl = ssl
-        self.start = pb.JobResponse(name=NAME).SerializeToString()
-        self.status = pb.JobStatus(name=NAME, state=3, reason=1)
-        self.status.end_time.seconds = 1
-        self.pages: Callable[[pb.ListJobsRequest], bytes] = lambda _: pb.ListJobsResponse().SerializeToString()
-        self.watch: list[bytes] = []
-        self.end: tuple[tuple[str, str], ...] = ENDED
-        self.abort: tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]] | None = None
-        self.compression: grpc.Compression | None = None
-        self._server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.max_send_message_length", -1)])
-        unary = {
-            "StartJob": lambda _: self.start,
-            "GetJobStatus": lambda _: self.status.SerializeToString(),
-            "ListJobs": lambda body: self.pages(pb.ListJobsRequest.FromString(body)),
-            "StopJob": lambda _: Empty().SerializeToString(),
-            "DeleteJob": lambda _: Empty().SerializeToString(),
-        }
-        methods: dict[str, Any] = {
-            name: grpc.unary_unary_rpc_method_handler(self._call(f)) for name, f in unary.items()
-        }
-        methods["WatchJobOutput"] = grpc.unary_stream_rpc_method_handler(self._watch)
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
-        pair = (ssl / "server-key.pem").read_bytes(), (ssl / "server.pem").read_bytes()
-        credentials = grpc.ssl_server_credentials([pair], (ssl / "root.pem").read_bytes(), True)
-        self.port = self._server.add_secure_port("127.0.0.1:0", credentials)
-        self._server.start()
-
-    def close(self) -> None:
-        self._server.stop(0).wait()
-
-    def _call(self, answer: Callable[[bytes], bytes]) -> Callable[[bytes, Any], bytes]:
-        def call(body: bytes, context: Any) -> bytes:
-            if self.compression is not None:
-                context.set_compression(self.compression)
-            if self.abort:
-                context.set_trailing_metadata(self.abort[2])
-                context.abort(*self.abort[:2])
-            return answer(body)
-
-        return call
-
-    def _watch(self, _: bytes, context: Any) -> Iterator[bytes]:
-        yield from self.watch
-        context.set_trailing_metadata(self.end)
-
-    def client(self, tmp_path: Path, verb: str, *words: str) -> "Seen":
-        """A run of the client against this."""
-        settings = {"-c": "client.pem", "-k": "client-key.pem", "-r": "root.pem"}
-        where = [word for flag, file in settings.items() for word in (flag, str(self._ssl / file))]
-        where += ["-s", f"localhost:{self.port}", "-j", str(tmp_path / "jid")]
-        command = [*COMMAND, "client", verb, *where, *words]
-        out, err = tmp_path / "stdout", tmp_path / "stderr"
-        with out.open("wb") as stdout, err.open("wb") as stderr:
-            measured = [sys.executable, "-I", "-S", "-c", _MEASURE, str(DEADLINE_S), *command]
-            done = subprocess.run(measured, cwd=ROOT, stdout=subprocess.PIPE, stdin=stdout, stderr=stderr, check=True)
-        code, rss = map(int, done.stdout.split())
-        return Seen(code, out.read_bytes(), err.read_bytes(), rss)
-
-
-# A process of its own: what it forks has no memory of this one's. The client's stdout is its fd 0.
-_MEASURE = """
-import resource, subprocess, sys
-code = subprocess.run(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=0, timeout=float(sys.argv[1])).returncode
-print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
-"""
-
-
-class Seen(NamedTuple):
-    code: int
-    stdout: bytes
-    stderr: bytes
-    rss: int
-
-    def refused(self, *words: str) -> None:
-        """One line of ours, and nothing else."""
-        assert self.code == 125, self
-        assert self.stdout == b""
-        (line,) = self.stderr.decode().splitlines()
-        assert line.startswith("telehandler: ")
-        assert "the server " in line
-        assert line.isprintable()
-        assert "fault in telehandler" not in line
-        for word in words:
-            assert word in line
-        self.harmless()
-
-    def harmless(self) -> None:
-        assert b"Traceback" not in self.stderr
-        assert self.rss < MAX_RSS_BYTES
-
-
 @pytest.fixture
-def hostile(ssl: Path) -> Iterator[Hostile]:
-    server = Hostile(ssl)
+def hostile(ssl: Path) -> Iterator[ScriptedServer]:
+    server = ScriptedServer(ssl)
     yield server
     server.close()
 
@@ -159,12 +50,12 @@ BAD_OUTPUT = {
 
 @pytest.mark.parametrize("verb", ["run", "watch"])
 @pytest.mark.parametrize("name", BAD_OUTPUT)
-def test_s53_output_that_is_none(hostile: Hostile, tmp_path: Path, name: str, verb: str) -> None:
+def test_s53_output_that_is_none(hostile: ScriptedServer, tmp_path: Path, name: str, verb: str) -> None:
     hostile.watch = [BAD_OUTPUT[name]]
     hostile.client(tmp_path, verb, *(["--", "true"] if verb == "run" else [NAME])).refused("sent")
 
 
-def test_s53_a_benchmark_takes_no_more_of_it(hostile: Hostile, tmp_path: Path) -> None:
+def test_s53_a_benchmark_takes_no_more_of_it(hostile: ScriptedServer, tmp_path: Path) -> None:
     hostile.watch = [BAD_OUTPUT["and so does the message"]]
     seen = hostile.client(tmp_path, "benchmark", "--discard", "--watchers", "2", "--processes", "1", "--", "true")
     assert seen.code == 1
@@ -173,7 +64,7 @@ def test_s53_a_benchmark_takes_no_more_of_it(hostile: Hostile, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", [grpc.Compression.Gzip, grpc.Compression.Deflate])
-def test_s53_messages_that_grpc_would_unpack(hostile: Hostile, tmp_path: Path, kind: grpc.Compression) -> None:
+def test_s53_messages_that_grpc_would_unpack(hostile: ScriptedServer, tmp_path: Path, kind: grpc.Compression) -> None:
     """A megabyte on the wire, a gigabyte in memory."""
     hostile.compression = kind
     hostile.start = pb.JobResponse(name=NAME, sandbox=[bytes(200 << 20)]).SerializeToString()
@@ -183,15 +74,29 @@ def test_s53_messages_that_grpc_would_unpack(hostile: Hostile, tmp_path: Path, k
     seen.harmless()
 
 
-@pytest.mark.parametrize("text", [*"0", "-1", "256", "1" + "0" * 20, "9" * 5000, "", "x", "1.5"])
+def _refused(call: Callable[[], object], *words: str) -> None:
+    """As the command line tells it: one line."""
+    with pytest.raises(TelehandlerError) as caught:
+        call()
+    assert caught.value.exit_code == 125
+    assert "the server " in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["-1", "256", "1" + "0" * 20, "9" * 5000, "", "x", "1.5", "\xb2", None])
 @pytest.mark.parametrize("key", ["exit-code", "signal"])
-def test_s53_numbers_of_an_end_that_are_none(hostile: Hostile, tmp_path: Path, text: str, key: str) -> None:
-    hostile.end = tuple((name, text if name.endswith(key) else value) for name, value in ENDED)
-    seen = hostile.client(tmp_path, "watch", NAME)
-    if text == "0":
-        assert (seen.code, seen.stderr) == (0, b"")
-    else:
-        seen.refused(key.replace("-", " "))
+def test_s53_numbers_of_an_end_that_are_none(text: str | None, key: str) -> None:
+    metadata = dict(ENDED) | ({} if text is None else {f"telehandler-{key}": text})
+    if text is None:
+        del metadata[f"telehandler-{key}"]
+    _refused(lambda: answers.end(metadata), key.replace("-", " "))
+
+
+def test_s53_a_number_that_is_none_ends_a_watch(hostile: ScriptedServer, tmp_path: Path) -> None:
+    assert hostile.client(tmp_path, "watch", NAME)[:3] == (0, b"", b"")
+    hostile.end = tuple((key, "1" + "0" * 20 if key.endswith("code") else value) for key, value in ENDED)
+    hostile.client(tmp_path, "watch", NAME).refused("exit code")
 
 
 STATUS = {
@@ -205,14 +110,22 @@ STATUS = {
 
 
 @pytest.mark.parametrize("name", STATUS)
+def test_s53_a_status_whose_numbers_are_none(name: str) -> None:
+    status = pb.JobStatus(state="JOB_STATE_FAILED", reason="JOB_REASON_EXITED")
+    status.end_time.seconds = 1
+    answers.status(status)
+    status.MergeFrom(pb.JobStatus(**STATUS[name]))  # type: ignore[arg-type]
+    _refused(lambda: answers.status(status), "sent")
+
+
 @pytest.mark.parametrize("verb", ["status", "ls", "wait"])
-def test_s53_a_status_whose_numbers_are_none(hostile: Hostile, tmp_path: Path, name: str, verb: str) -> None:
-    hostile.status.MergeFrom(pb.JobStatus(**STATUS[name]))  # type: ignore[arg-type]
+def test_s53_every_verb_looks_at_them(hostile: ScriptedServer, tmp_path: Path, verb: str) -> None:
+    hostile.status.start_time.seconds = 1 << 62
     hostile.pages = lambda _: pb.ListJobsResponse(jobs=[hostile.status]).SerializeToString()
-    hostile.client(tmp_path, verb, *([] if verb == "ls" else [NAME])).refused("sent")
+    hostile.client(tmp_path, verb, *([] if verb == "ls" else [NAME])).refused("a time")
 
 
-def test_s53_a_state_that_only_a_newer_server_has(hostile: Hostile, tmp_path: Path) -> None:
+def test_s53_a_state_that_only_a_newer_server_has(hostile: ScriptedServer, tmp_path: Path) -> None:
     hostile.status.state, hostile.status.reason = 77, 78  # type: ignore[assignment]
     seen = hostile.client(tmp_path, "status", NAME)
     assert seen.code == 0
@@ -228,14 +141,19 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_s53_a_name_that_is_none(name: str) -> None:
+    assert answers.job_name(NAME) == NAME
+    _refused(lambda: answers.job_name(name), "no job's name")
+
+
 @pytest.mark.parametrize("how", [["-d"], []])
-def test_s53_a_name_that_is_none(hostile: Hostile, tmp_path: Path, name: str, how: list[str]) -> None:
-    hostile.start = pb.JobResponse(name=name).SerializeToString()
+def test_s53_a_run_prints_and_writes_no_such_name(hostile: ScriptedServer, tmp_path: Path, how: list[str]) -> None:
+    hostile.start = pb.JobResponse(name=NAME.replace("tester", "\x1b[31mtester")).SerializeToString()
     hostile.client(tmp_path, "run", *how, "--", "true").refused("no job's name")
     assert not (tmp_path / "jid").exists()
 
 
-def test_s53_no_control_character_reaches_a_terminal(hostile: Hostile, tmp_path: Path) -> None:
+def test_s53_no_control_character_reaches_a_terminal(hostile: ScriptedServer, tmp_path: Path) -> None:
     """Of any field, in any verb that prints it."""
     bad = "a\x1b[2J\x9b\r\n\x07\u202eb"
     hostile.status.MergeFrom(pb.JobStatus(name=bad, owner=bad, argv=[bad.encode(), b"\xff\x1b["]))
@@ -265,14 +183,14 @@ def test_s53_no_control_character_reaches_a_terminal(hostile: Hostile, tmp_path:
 
 
 @pytest.mark.parametrize("errno", ["-5", "x", "", "9" * 5000, "2"])
-def test_s53_an_errno_that_is_none(hostile: Hostile, tmp_path: Path, errno: str) -> None:
+def test_s53_an_errno_that_is_none(hostile: ScriptedServer, tmp_path: Path, errno: str) -> None:
     trailing = (("telehandler-stage", "exec"), ("telehandler-errno", errno))
     hostile.abort = (grpc.StatusCode.FAILED_PRECONDITION, "no", trailing)
     seen = hostile.client(tmp_path, "run", "--", "true")
     assert (seen.code, seen.stderr) == (127 if errno == "2" else 126, b"telehandler: no\n")
 
 
-def test_s53_a_list_without_an_end(hostile: Hostile, tmp_path: Path) -> None:
+def test_s53_a_list_without_an_end(hostile: ScriptedServer, tmp_path: Path) -> None:
     """Pages without a job that say there are more; and more jobs than were asked for."""
     hostile.pages = lambda _: pb.ListJobsResponse(next_page_token="x").SerializeToString()
     hostile.client(tmp_path, "ls").refused("empty page")
@@ -283,12 +201,12 @@ def test_s53_a_list_without_an_end(hostile: Hostile, tmp_path: Path) -> None:
     assert (seen.code, len(seen.stdout.splitlines())) == (0, 3)
 
 
-def test_s53_a_wait_that_is_answered_too_soon(hostile: Hostile, tmp_path: Path) -> None:
+def test_s53_a_wait_that_is_answered_too_soon(hostile: ScriptedServer, tmp_path: Path) -> None:
     hostile.status.ClearField("end_time")
     hostile.client(tmp_path, "wait", NAME).refused("does not know")
 
 
-def test_s53_bodies_that_are_no_message(hostile: Hostile, tmp_path: Path) -> None:
+def test_s53_bodies_that_are_no_message(hostile: ScriptedServer, tmp_path: Path) -> None:
     hostile.start = b"\xff\xff\xff"
     hostile.watch = [b"\xff\xff\xff"]
     for verb, *words in (["run", "--", "true"], ["watch", NAME]):
