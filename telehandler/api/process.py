@@ -93,7 +93,7 @@ async def _serve(
     state = Path(spec["state_dir"])
     records = Records(state)
     link = HelperLink(socket.socket(fileno=helper_fd))
-    jobs = Jobs(state, link, records, spec["cwd"].encode(), Keep(**spec["keep"]))
+    jobs = Jobs(state, link, records, os.fsencode(spec["cwd"]), Keep(**spec["keep"]))
     await jobs.adopt()
     connections = ("grpc.max_allowed_incoming_connections", spec["max_connections"])
     server = grpc.aio.server(options=(*_OPTIONS, connections))

@@ -109,6 +109,17 @@ def test_r23_a_deleted_directory(server: Server, policy: Path, place: Path, tmp_
     assert b"has been deleted" in done.stderr
 
 
+def test_r23_a_server_in_a_directory_of_any_name(
+    make_server: Callable[..., Server], place: Path, as_root: None
+) -> None:
+    odd = place / os.fsdecode(b"\xff \x1b")
+    odd.mkdir()
+    server = make_server(cwd=odd, env=ENV, state=odd / os.fsdecode(b"state-\xfe"))
+    done = server.client("run", "--", "pwd")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"/\n", b"")  # a job does not see it
+    assert server.stop() == 0
+
+
 # Proxies
 
 PROXIES = ["http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY", "GRPC_ADDRESS_HTTP_PROXY"]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 from support.checkout import ROOT
 from support.command_line import COMMAND, local_command
-from support.servers import Server
-from support.wait import DEADLINE_S
+from support.servers import Server, free_address
+from support.wait import DEADLINE_S, wait_until
 
 FULL_S = 1.0  # more than the same takes where its output can be written
 LOTS = 1_288_895  # bytes: more than a pipe holds, and no multiple of anything
@@ -171,14 +172,17 @@ def test_r24_stderr_of_the_job_that_cannot_be_written_is_an_error(server: Server
         assert done.returncode == 128 + signal.SIGUSR1, redirection
 
 
-def test_r24_watch_ends_with_its_reader_and_not_at_the_next_output(server: Server) -> None:
-    command = server.client_command("watch", server.detach("sh", "-c", SILENT))
-    watch = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert watch.stdout
-    assert watch.stderr
-    assert watch.stdout.readline() == b"one\n"
-    watch.stdout.close()
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_r24_watch_ends_with_its_reader_and_not_at_the_next_output(server: Server, kind: str) -> None:
+    name = server.detach("sh", "-c", SILENT)
+    reader, writer = os.pipe() if kind == "pipe" else (end.detach() for end in socket.socketpair())
+    watch = subprocess.Popen(server.client_command("watch", name), cwd=ROOT, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert os.read(reader, 9) == b"one\n"
+    os.close(reader)
     assert watch.wait(DEADLINE_S) == 128 + signal.SIGPIPE
+    server.client("stop", "-t", "0", name)
+    assert watch.stderr
     assert watch.stderr.read() == b""
     watch.stderr.close()
 
@@ -252,3 +256,25 @@ def test_r24_a_program_that_forgets_to_close_its_client_ends(server: Server, how
     assert done.returncode == {"raises": 1, "unused": 3}.get(how, 0), done.stderr
     assert took_s < 20  # it was for ever
     server.client("stop", "-t", "0", name)
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full 2>&1", ">&- 2>&-"])
+def test_r24_a_server_whose_log_cannot_be_written_serves_on(
+    place: Path, ssl: Path, policy: Path, as_root: None, redirection: str
+) -> None:
+    server = Server(place, ssl, policy, listen=free_address())
+    server.port = int(server.listen.rpartition(":")[2])
+    words = ["server", "-l", server.listen, "--state-dir", str(server.state), "--helper-policy", str(policy)]
+    for flag, name in (("-c", "server.pem"), ("-k", "server-key.pem"), ("-r", "root.pem")):
+        words += [flag, str(ssl / name)]
+    process = subprocess.Popen(["/bin/sh", "-c", f'exec "$@" {redirection}', "sh", *COMMAND, *words], cwd=ROOT)
+    try:
+        wait_until("it serves", lambda: server.client("ls").returncode == 0)
+        process.send_signal(signal.SIGHUP)  # of which there is something to say
+        done = server.client("run", "--", "sh", "-c", "echo out; exit 5")
+        assert (done.returncode, done.stdout) == (5, b"out\n"), done.stderr
+        process.terminate()
+        assert process.wait(DEADLINE_S) == 0
+    finally:
+        process.kill()
+        process.wait()
