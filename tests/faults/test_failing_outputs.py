@@ -258,6 +258,22 @@ def test_r24_a_program_that_forgets_to_close_its_client_ends(server: Server, how
     server.client("stop", "-t", "0", name)
 
 
+_THREADS = """
+import sys, threading
+from telehandler.client.connection import Client
+client = Client(*sys.argv[1:5])
+list(client.list_jobs("", (), 1))
+print([thread.name for thread in threading.enumerate()])
+"""
+
+
+def test_r24_a_connection_has_no_thread_whose_end_is_waited_for(server: Server) -> None:
+    """It cost each verb a fifth of a second, and was what a forgotten client hung on."""
+    files = [str(server.ssl / name) for name in ("client.pem", "client-key.pem", "root.pem")]
+    done, _ = _run([sys.executable, "-c", _THREADS, f"localhost:{server.port}", *files], subprocess.PIPE)
+    assert done.stdout == b"['MainThread']\n"
+
+
 @pytest.mark.parametrize("redirection", [">/dev/full 2>&1", ">&- 2>&-"])
 def test_r24_a_server_whose_log_cannot_be_written_serves_on(
     place: Path, ssl: Path, policy: Path, as_root: None, redirection: str
