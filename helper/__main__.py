@@ -23,6 +23,7 @@ import prctl  # noqa: E402
 
 from helper import cgroup, policy  # noqa: E402
 from helper.monitor import Monitor  # noqa: E402
+from helper.uids import Uids  # noqa: E402
 from helper.wire import WireError  # noqa: E402
 
 EXIT_SETUP, EXIT_VIOLATION = 125, 3
@@ -117,7 +118,8 @@ def main() -> int:
         sock, rules, signal_fd = _set_up(options)
         if sock.type is socket.SOCK_STREAM:
             return _keep(sock)
-        monitor = Monitor(sock, rules, cgroup.Base(options.get("--cgroup-root", rules.cgroup_root)), signal_fd)
+        uids = Uids(rules)
+        monitor = Monitor(sock, rules, uids, cgroup.Base(options.get("--cgroup-root", rules.cgroup_root)), signal_fd)
     except (policy.SetupError, OSError) as error:
         log(str(error))
         return EXIT_SETUP

@@ -18,7 +18,8 @@ from signal import SIGKILL, SIGTERM, pidfd_send_signal
 from typing import Any
 
 from helper import cgroup, spawn, wire
-from helper.policy import CONTROLLERS, Policy, Refusal
+from helper.policy import CONTROLLERS, Policy, Refusal, limits_of
+from helper.uids import Uids
 from helper.wire import Stage, Type, WireError
 
 MAX_QUEUE = 64  # messages towards the api beyond which no request is read
@@ -70,8 +71,8 @@ class Job:
 class Monitor:
     """Owns the socket, the table of jobs and the poll set."""
 
-    def __init__(self, sock: socket.socket, policy: Policy, base: cgroup.Base, signal_fd: int) -> None:
-        self.sock, self.policy, self.base = sock, policy, base
+    def __init__(self, sock: socket.socket, policy: Policy, uids: Uids, base: cgroup.Base, signal_fd: int) -> None:
+        self.sock, self.policy, self.uids, self.base = sock, policy, uids, base
         self.state, self.next_handle = State.NEW, 1
         self.jobs: dict[int, Job] = {}
         self.queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
@@ -192,6 +193,7 @@ class Monitor:
     # What START takes. Nothing is made: it tells what START would do now.
     def _on_check(self, request_id: int, tag: bytes, **fields: Any) -> None:
         order = self._decide(**fields)
+        self.uids.give_back(order.uid)
         sandbox = {"uid": order.uid, "cwd": os.fsdecode(order.cwd)} | vars(order.profile) | order.limits
         shown = [(name, ", ".join(value) if isinstance(value, list) else value) for name, value in sandbox.items()]
         rows = [os.fsencode(f"{name} {value}") for name, value in [*shown, *order.rows]]
@@ -214,6 +216,7 @@ class Monitor:
             job.pid, fds = spawn.spawn(order, job.fds["cgroup"])
         except OSError as error:
             self._close(job, *job.fds)
+            self.uids.give_back(job.uid)
             if not cgroup.remove(self.base.job_path(job.handle)):  # something was cloned into it: fatal
                 raise
             raise Refusal(stage, error.errno or errno.EIO, f"{stage.name.lower()}: {error.strerror}") from None
@@ -274,19 +277,9 @@ class Monitor:
         cwd = place[1] or b"/"
         if not cwd.startswith(b"/") or (cwd + b"/").startswith(b"/proc/"):
             raise Refusal(Stage.CHDIR, errno.EINVAL, "the working directory must be absolute and outside /proc")
-        asked = {name: value for name, value in limits.items() if value}
-        if "memory_bytes" in asked:
-            asked.setdefault("memory_high_bytes", asked["memory_bytes"] * 3 // 4)
-        over = [f"{name} is over {policy.maximum[name]}" for name in asked if asked[name] > policy.maximum[name]]
-        if over:
-            raise Refusal(Stage.LIMIT, errno.EINVAL, f"{over[0]}, the policy's maximum")
-        final = policy.default | asked
+        final = limits_of(policy, profile, limits)
         rows = self.base.rows(final, policy.allow_missing_controllers, self.disks[profile.profile_name])
-        used = {job.uid for job in self.jobs.values()}
-        # A handle is never used again, and its uid not by two live jobs; the range holds max_jobs.
-        while (uid := policy.uid_first + self.next_handle % policy.uid_count) in used:
-            self.next_handle += 1
-        return spawn.Order(argv, env, cwd, profile, uid, final, rows)
+        return spawn.Order(argv, env, cwd, profile, self.uids.take(), final, rows)  # last: a refusal would keep the uid
 
     # A job's life
 
@@ -355,4 +348,5 @@ class Monitor:
 
     def _forget(self, job: Job) -> None:
         self._close(job, *job.fds)
+        self.uids.give_back(job.uid)
         del self.jobs[job.handle]

@@ -18,9 +18,10 @@ MAX_TEXT = 1024  # bytes of an error's message
 MAX_FDS = 3  # stdout, stderr, cgroup directory
 MAX_SIGNAL = 64
 # The limits of a START, each a u64, 0 for the policy's default: thousandths of a core; bytes; bytes or
-# operations a second on each disk that backs the job's files; RLIMIT_FSIZE; RLIMIT_NOFILE; wall-clock milliseconds.
+# operations a second on each disk that backs the job's files; RLIMIT_FSIZE; RLIMIT_NOFILE; wall-clock milliseconds;
+# sizes of /tmp and of /dev/shm.
 LIMITS = "cpu_millis memory_bytes memory_high_bytes pids read_bps write_bps read_iops write_iops"
-LIMITS += " file_bytes open_files timeout_ms"
+LIMITS += " file_bytes open_files timeout_ms tmp_bytes shm_bytes"
 
 
 class WireError(Exception):
@@ -47,7 +48,7 @@ class Stage(IntEnum):
 
 _FACTS = "handle exit_code signal oom_kills user_usec system_usec max_rss_bytes cgroup_usec memory_peak_bytes"
 _FACTS += " pids_refused killed timed_out"
-_START = "16s11Q", f"tag {LIMITS}", "place argv env"
+_START = f"16s{len(LIMITS.split())}Q", f"tag {LIMITS}", "place argv env"
 # Fixed fields (struct's codes, little-endian), their names, and the names of the lists that follow. A list is a
 # u32 count of strings; a string a u32 count, its bytes without NUL, and a NUL. `tag` is opaque to the helper and
 # comes back in ADOPT; `place` is the profile's name and the working directory, both may be empty.
