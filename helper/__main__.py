@@ -26,6 +26,7 @@ import prctl  # noqa: E402
 from helper import cgroup, policy  # noqa: E402
 from helper.link import Link, refuse_fds  # noqa: E402
 from helper.monitor import Monitor  # noqa: E402
+from helper.uids import Uids  # noqa: E402
 from helper.wire import WireError  # noqa: E402
 
 EXIT_SETUP, EXIT_AGAIN, EXIT_VIOLATION = 125, 75, 3  # EXIT_AGAIN: it could not start now, and another try may do
@@ -183,7 +184,7 @@ def _set_up(options: dict[str, str]) -> tuple[socket.socket, policy.Policy, int]
 def _monitor(sock: socket.socket, rules: policy.Policy, cgroup_root: str) -> Monitor:
     base = cgroup.Base(cgroup_root)
     try:
-        return Monitor(Link(sock), rules, base)
+        return Monitor(Link(sock), rules, Uids(rules), base)
     except (OSError, MemoryError):
         base.remove()
         raise

@@ -20,14 +20,15 @@ _READ_BOUND = 64 * 1024
 _END_DEADLINE_S = 10.0  # for the kernel to end what was killed
 _TRIES = 100  # to make our directory: more than helpers that can start while we do
 _MOVES = 10  # of the processes out of a cgroup that is to have controllers
-# Controller, file, value: `{}` are limits by name, a job's disk, and the quota in each period.
+# Controller, file, value: `{}` are limits by name, a job's disk, the quota in each period, and the job's processes
+# with our init.
 _ROWS = (
     ("cpu", "cpu.max", f"{{cpu_quota}} {_CPU_PERIOD_USEC}"),
     ("memory", "memory.max", "{memory_bytes}"),
     ("memory", "memory.high", "{memory_high_bytes}"),
     ("memory", "memory.swap.max", "0"),
     ("memory", "memory.oom.group", "1"),
-    ("pids", "pids.max", "{pids}"),
+    ("pids", "pids.max", "{all_pids}"),
     ("io", "io.max", "{disk} rbps={read_bps} wbps={write_bps} riops={read_iops} wiops={write_iops}"),
 )
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -190,13 +191,17 @@ class Base:
         usable = self.controllers - (set() if disk_list else {"io"})
         missing = [name for name in CONTROLLERS if name not in usable and name not in without]
         if missing:
-            cause = "has no disk to act on" if missing[0] in self.controllers else f"is not available in {self.root}"
-            text = f"the cgroup controller {missing[0]} {cause}, so its limits cannot be enforced: "
+            cause, remedy = f"is not available in {self.root}", ""
+            if missing[0] in self.controllers:
+                cause = "finds no disk behind the job's files, as on an overlay, btrfs or zfs"
+                remedy = 'name the disk in the policy, such as io_devices = ["/dev/sda"]; or '
+            text = f"the cgroup controller {missing[0]} {cause}, so its limits cannot be enforced: {remedy}"
             text += "the policy's allow_missing_controllers can allow jobs without it"
             raise Refusal(Stage.LIMIT, errno.EOPNOTSUPP, text)
         quota = limits["cpu_millis"] * _CPU_PERIOD_USEC // 1000
+        values = limits | {"cpu_quota": quota, "all_pids": limits["pids"] + 1}
         rows = [(file, value, disk_list if name == "io" else [""]) for name, file, value in _ROWS if name in usable]
-        return [(file, value.format(disk=disk, cpu_quota=quota, **limits)) for file, value, on in rows for disk in on]
+        return [(file, value.format(disk=disk, **values)) for file, value, on in rows for disk in on]
 
 
 def _sweep(path: str) -> None:

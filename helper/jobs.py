@@ -12,6 +12,7 @@ from helper import cgroup, spawn
 from helper.events import Events
 from helper.link import Link
 from helper.policy import Refusal
+from helper.uids import Uids
 from helper.wire import Stage, Type
 
 START_S = 20.0  # from clone to exec; shorter than the api waits for an answer
@@ -48,8 +49,8 @@ class Job:
 class Jobs:
     """Owns the table. What happens to a job is sent over `link`."""
 
-    def __init__(self, base: cgroup.Base, events: Events, link: Link) -> None:
-        self._base, self._events, self._link = base, events, link
+    def __init__(self, base: cgroup.Base, uids: Uids, events: Events, link: Link) -> None:
+        self._base, self._uids, self._events, self._link = base, uids, events, link
         self.table: dict[int, Job] = {}
 
     def live(self, handle: int, *states: JobState) -> Job:
@@ -71,6 +72,7 @@ class Jobs:
             job.pid, fds = spawn.spawn(order, job.fds["cgroup"])
         except OSError as error:
             self._close(job, *job.fds)
+            self._uids.give_back(job.uid)
             if not cgroup.remove(self._base.job_path(job.handle)):  # something was cloned into it: fatal
                 raise
             raise Refusal(stage, error.errno or errno.EIO, f"{stage.name.lower()}: {error.strerror}") from None
@@ -102,6 +104,7 @@ class Jobs:
 
     def forget(self, job: Job) -> None:
         self._close(job, *job.fds)
+        self._uids.give_back(job.uid)
         del self.table[job.handle]
 
     def close(self) -> None:

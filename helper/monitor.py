@@ -19,7 +19,8 @@ from helper import syscalls as sc
 from helper.events import Events
 from helper.jobs import Job, Jobs, JobState
 from helper.link import Link
-from helper.policy import CONTROLLERS, Policy, Refusal
+from helper.policy import CONTROLLERS, Policy, Refusal, limits_of
+from helper.uids import Uids
 from helper.wire import Message, Stage, Type, WireError
 
 _TICK_MS = 250  # the pace of deadlines, and of a cgroup removal that met EBUSY
@@ -52,11 +53,11 @@ PERMITTED: dict[State, tuple[Type, ...]] = {
 class Monitor:
     """The loop and the handlers: the state of the connection, and what a START may have."""
 
-    def __init__(self, link: Link, policy: Policy, base: cgroup.Base) -> None:
-        self.link, self.policy, self.base = link, policy, base
+    def __init__(self, link: Link, policy: Policy, uids: Uids, base: cgroup.Base) -> None:
+        self.link, self.policy, self.uids, self.base = link, policy, uids, base
         self.state, self.next_handle = State.NEW, 1
         self.events = Events()
-        self.jobs = Jobs(base, self.events, link)
+        self.jobs = Jobs(base, uids, self.events, link)
         self.starts: deque[float] = deque(maxlen=policy.starts_per_second)
         self.ends_at = float("inf")  # after SIGTERM
         written = {name: [bind.split(":")[0] for bind in view.writable] for name, view in policy.profiles.items()}
@@ -129,6 +130,7 @@ class Monitor:
     # What START takes. Nothing is made: it tells what START would do now.
     def _on_check(self, request_id: int, tag: bytes, **fields: Any) -> None:
         order = self._decide(**fields)
+        self.uids.give_back(order.uid)
         sandbox = {"uid": order.uid, "cwd": os.fsdecode(order.cwd)} | vars(order.profile) | order.limits
         sandbox |= {"merge_stderr": 1} if order.merge_stderr else {}
         shown = [(name, ", ".join(value) if isinstance(value, list) else value) for name, value in sandbox.items()]
@@ -217,16 +219,7 @@ class Monitor:
         if len(cwd) >= _PATH_MAX:  # also for VERDICT, where it is part of a string
             text = f"the working directory has {len(cwd)} bytes; Linux takes at most {_PATH_MAX - 1}"
             raise Refusal(Stage.CHDIR, errno.ENAMETOOLONG, text)
-        asked = {name: value for name, value in limits.items() if value}
-        if "memory_bytes" in asked:
-            asked.setdefault("memory_high_bytes", asked["memory_bytes"] * 3 // 4)
-        over = [f"{name} is over {policy.maximum[name]}" for name in asked if asked[name] > policy.maximum[name]]
-        if over:
-            raise Refusal(Stage.LIMIT, errno.EINVAL, f"{over[0]}, the policy's maximum")
-        final = policy.default | asked
+        final = limits_of(policy, profile, limits)
         rows = self.base.rows(final, policy.allow_missing_controllers, self.disks[profile.profile_name])
-        used = {job.uid for job in self.jobs.table.values()}
-        # A handle is never used again, and its uid not by two live jobs; the range holds max_jobs.
-        while (uid := policy.uid_first + self.next_handle % policy.uid_count) in used:
-            self.next_handle += 1
-        return spawn.Order(argv, env, cwd, profile, uid, final, rows, bool(merge_stderr))
+        # The uid comes last: a refusal after it would keep it.
+        return spawn.Order(argv, env, cwd, profile, self.uids.take(), final, rows, bool(merge_stderr))

@@ -15,7 +15,7 @@ import struct
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
-from helper import confine
+from helper import attributes, confine, view
 from helper import syscalls as sc
 from helper.policy import Profile
 from helper.wire import Stage
@@ -86,15 +86,18 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
         sc.unshare(sc.CLONE_NEWCGROUP)  # only now is the job's cgroup its root
         os.umask(0o022)
         stage = Stage.MOUNT
-        confine.change_root(order.profile)
+        view.change_root(order.profile, order.limits)
         os.closerange(_RESULT_FD + 1, os.sysconf("SC_OPEN_MAX"))
         stage = Stage.NETWORK
-        socket.sethostname(confine.HOSTNAME)
+        socket.sethostname(view.HOSTNAME)
         if order.profile.network != "host":
             confine.set_up_network()
         stage = Stage.LIMIT
-        confine.set_rlimits(order.limits)
+        attributes.set_rlimits(order.limits)
         stage = Stage.PRIVILEGE
+        # Must come before the privileges go, which they take.
+        attributes.set_scheduling()
+        attributes.set_proc_attributes(order.uid)
         for fd in (1, 2):  # so that the job can open /dev/stdout and /dev/stderr
             os.fchown(fd, order.uid, order.uid)
         confine.drop_privileges(order.uid)

@@ -18,9 +18,10 @@ MAX_TEXT = 1024  # bytes of an error's message
 MAX_FDS = 3  # stdout, stderr, cgroup directory
 MAX_SIGNAL = 64
 # The limits of a START, each a u64, 0 for the policy's default: thousandths of a core; bytes; bytes or
-# operations a second on each disk that backs the job's files; RLIMIT_FSIZE; RLIMIT_NOFILE; wall-clock milliseconds.
+# operations a second on each disk that backs the job's files; RLIMIT_FSIZE; RLIMIT_NOFILE; wall-clock milliseconds;
+# sizes of /tmp and of /dev/shm.
 LIMITS = "cpu_millis memory_bytes memory_high_bytes pids read_bps write_bps read_iops write_iops"
-LIMITS += " file_bytes open_files timeout_ms"
+LIMITS += " file_bytes open_files timeout_ms tmp_bytes shm_bytes"
 
 
 class WireError(Exception):

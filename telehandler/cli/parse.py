@@ -10,6 +10,7 @@ _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 # The wire's limits, and the flags or, as docker names them, ulimits that set them.
 _SIZES = {"memory_bytes": "--memory", "read_bps": "--device-read-bps", "write_bps": "--device-write-bps"}
+_SIZES |= {"memory_high_bytes": "--memory-reservation", "tmp_bytes": "--tmp-size", "shm_bytes": "--shm-size"}
 _COUNTS = {"pids": "--pids-limit", "read_iops": "--device-read-iops", "write_iops": "--device-write-iops"}
 _MAX_ENV_FILE = 1 << 20  # bytes
 _ULIMITS = {"nofile": "open_files", "fsize": "file_bytes"}

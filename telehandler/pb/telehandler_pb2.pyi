@@ -67,7 +67,7 @@ OUTPUT_STREAM_STDOUT: OutputStream
 OUTPUT_STREAM_STDERR: OutputStream
 
 class Limits(_message.Message):
-    __slots__ = ("cpu_millis", "memory_bytes", "memory_high_bytes", "pids", "read_bps", "write_bps", "read_iops", "write_iops", "file_bytes", "open_files", "timeout_ms")
+    __slots__ = ("cpu_millis", "memory_bytes", "memory_high_bytes", "pids", "read_bps", "write_bps", "read_iops", "write_iops", "file_bytes", "open_files", "timeout_ms", "tmp_bytes", "shm_bytes")
     CPU_MILLIS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_HIGH_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +79,8 @@ class Limits(_message.Message):
     FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
     OPEN_FILES_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    TMP_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHM_BYTES_FIELD_NUMBER: _ClassVar[int]
     cpu_millis: int
     memory_bytes: int
     memory_high_bytes: int
@@ -90,7 +92,9 @@ class Limits(_message.Message):
     file_bytes: int
     open_files: int
     timeout_ms: int
-    def __init__(self, cpu_millis: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_high_bytes: _Optional[int] = ..., pids: _Optional[int] = ..., read_bps: _Optional[int] = ..., write_bps: _Optional[int] = ..., read_iops: _Optional[int] = ..., write_iops: _Optional[int] = ..., file_bytes: _Optional[int] = ..., open_files: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+    tmp_bytes: int
+    shm_bytes: int
+    def __init__(self, cpu_millis: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_high_bytes: _Optional[int] = ..., pids: _Optional[int] = ..., read_bps: _Optional[int] = ..., write_bps: _Optional[int] = ..., read_iops: _Optional[int] = ..., write_iops: _Optional[int] = ..., file_bytes: _Optional[int] = ..., open_files: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., tmp_bytes: _Optional[int] = ..., shm_bytes: _Optional[int] = ...) -> None: ...
 
 class StartJobRequest(_message.Message):
     __slots__ = ("parent", "command", "args", "argv", "env", "working_directory", "limits", "profile", "validate_only", "log_max_bytes", "log_policy", "request_id", "merge_stderr")

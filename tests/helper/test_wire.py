@@ -22,7 +22,8 @@ _FIXED = {
 
 def _codes(fixed: str) -> list[str]:
     """struct's codes one by one."""
-    return re.findall("16s|Q|I|i", fixed.replace("11Q", "Q" * 11))
+    limits = len(wire.LIMITS.split())
+    return re.findall("16s|Q|I|i", fixed.replace(f"{limits}Q", "Q" * limits))
 
 
 @st.composite

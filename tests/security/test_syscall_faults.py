@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -107,7 +108,7 @@ def _confinement(output: str, uid: int) -> set[str]:
     """The probe's lines, without what differs from job to job."""
     lines = set()
     mounts: dict[str, str] = {}
-    for line in output.replace(str(uid), "UID").splitlines():
+    for line in re.sub(rf"\b{uid}\b", "UID", output).splitlines():  # whole: five digits are in other numbers too
         kind, _, rest = line.partition(" ")
         if kind == "mountinfo":
             fields = rest.split()
