@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -138,9 +139,12 @@ def _nonblocking(command: list[str]) -> tuple[bytes, int]:
     process = subprocess.Popen(command, cwd=ROOT, stdout=write_fd, stderr=write_fd)
     os.close(write_fd)
     found = b""
+    end = threading.Timer(DEADLINE_S, process.kill)  # of one that hangs, as they did
+    end.start()
     with open(read_fd, "rb", 0) as pipe:
         while piece := pipe.read(4096):
             found += piece
+    end.cancel()
     return found, process.wait(DEADLINE_S)
 
 
