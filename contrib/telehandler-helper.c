@@ -89,13 +89,17 @@ int main(int argc, char **argv)
         fail("you are not in the group of this program: ask root to add you (usermod --append --groups)");
     snprintf(caller, sizeof caller, "SUDO_UID=%u", (unsigned)getuid());
     sigemptyset(&none);
-    for (int number = 1; number < NSIG; number++) /* an ignored SIGCHLD would outlive exec */
+    if (stop_timers() != 0)
+        fail("cannot stop the caller's timers");
+    for (int number = 1; number < NSIG; number++) { /* an ignored SIGCHLD would outlive exec */
+        signal(number, SIG_IGN);                    /* one that is pending goes */
         signal(number, SIG_DFL);
+    }
     umask(077);
     /* Groups and gid while still privileged, the uid last; setresuid read back, since a failure is fatal. */
     if (reset_limits() != 0)
         fail("a limit of yours (ulimit -H) cannot be raised by root here: start it without");
-    if (sigprocmask(SIG_SETMASK, &none, NULL) != 0 || stop_timers() != 0 || chdir("/") != 0 ||
+    if (sigprocmask(SIG_SETMASK, &none, NULL) != 0 || chdir("/") != 0 ||
         setgroups(0, NULL) != 0 || setresgid(0, 0, 0) != 0 || setresuid(0, 0, 0) != 0 || getuid() != 0 || getgid() != 0)
         fail("cannot become root");
     execve(args[0], args, env);

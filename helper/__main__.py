@@ -68,9 +68,12 @@ def _leave_caller() -> int:
             os.fstat(fd)
         except OSError:
             os.open("/dev/null", os.O_RDWR)  # takes the lowest that is free
+    for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+        signal.setitimer(timer, 0)
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_IGN)  # one that is pending goes
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda *_: None)
     # A terminal's signals are for the server; the helper ends when the server's socket does. The other two are errors
@@ -78,15 +81,14 @@ def _leave_caller() -> int:
     ignored = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGPIPE, signal.SIGXFSZ)
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
-    for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-        signal.setitimer(timer, 0)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for kind, values in _RLIMITS.items():
         try:
             resource.setrlimit(kind, values)
         except (ValueError, OSError):  # a container whose root may not raise it
             if kind in _NEEDED:
-                raise policy.SetupError("a hard limit (ulimit -H) cannot be raised by root here: start it without")
+                text = "a hard limit (ulimit -H) cannot be raised by root here: start it without"
+                raise policy.SetupError(text) from None
             resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)  # all that it has
     return read_fd
 

@@ -28,8 +28,9 @@ _CHILD_FDS = ("stdin", "stdout", "stderr", "status", "result")  # as 0 to 4
 _STATUS_FD, _RESULT_FD = 3, 4
 _NAMESPACES = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC
 _ALL = signal.valid_signals()
-# Signals that an init cannot wait for, SIGSTOP and the two that libc keeps to itself, come as the value of another.
-CARRIED, CARRIER = (signal.SIGSTOP, 32, 33), signal.SIGRTMAX
+# Signals that an init cannot wait for, SIGSTOP and the two that libc keeps to itself, come as the value of another. So
+# does SIGCHLD, which by itself is about the init's own children.
+CARRIED, CARRIER = (signal.SIGSTOP, signal.SIGCHLD, 32, 33), signal.SIGRTMAX
 _SI_QUEUE = -1  # si_code of a signal with a value
 
 
@@ -144,10 +145,9 @@ def _init(main: int) -> NoReturn:
     os.closerange(0, _RESULT_FD)
     while True:
         info = signal.sigwaitinfo(_ALL)
-        number = info.si_signo
-        if number == CARRIER and info.si_code == _SI_QUEUE:
-            number = info.si_status  # where siginfo_t has the value: sigaction(2)
-        if number != signal.SIGCHLD:
+        if info.si_signo != signal.SIGCHLD:
+            carries = info.si_signo == CARRIER and info.si_code == _SI_QUEUE
+            number = info.si_status if carries else info.si_signo  # the first is where siginfo_t has the value
             # What a terminal sends goes to the whole group, as from a terminal.
             with suppress(OSError):  # not yet its own group, or just dead; or the job sent us a value of its own
                 (os.killpg if number in (signal.SIGINT, signal.SIGQUIT) else os.kill)(main, number)

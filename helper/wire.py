@@ -47,7 +47,7 @@ class Stage(IntEnum):
 
 _FACTS = "handle exit_code signal oom_kills user_usec system_usec max_rss_bytes cgroup_usec memory_peak_bytes"
 _FACTS += " pids_refused killed timed_out"
-_START = "16sI11Q", f"tag merge_stderr {LIMITS}", "place argv env"
+_START = f"16sI{len(LIMITS.split())}Q", f"tag merge_stderr {LIMITS}", "place argv env"
 # Fixed fields (struct's codes, little-endian), their names, and the names of the lists that follow. A list is a
 # u32 count of strings; a string a u32 count, its bytes without NUL, and a NUL. `tag` is opaque to the helper and
 # comes back in ADOPT; `place` is the profile's name and the working directory, both may be empty; `merge_stderr` is

@@ -14,7 +14,6 @@ from telehandler.api.auth import Caller
 from telehandler.common import bounds
 from telehandler.common.errors import HelperRefused
 from telehandler.common.states import State
-from telehandler.jobs.helper_link import TOO_LONG
 from telehandler.jobs.request import DEFAULT_ENV, Request
 from telehandler.output import tail, watch
 from telehandler.output.log import Cap, JobLog, Stream
@@ -50,7 +49,7 @@ def start_request(request: pb.StartJobRequest, owner: str) -> Request:
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "an argument, a variable or the directory has a NUL byte")
     lengths = [*map(len, texts), *(len(name) + 1 + len(value) for name, value in env.items())]
     if max(lengths) > MAX_STRING or len(argv) > MAX_COUNT or len(DEFAULT_ENV | env) > MAX_COUNT:
-        raise HelperRefused(Stage.REQUEST, errno.E2BIG, TOO_LONG)
+        raise HelperRefused(Stage.REQUEST, errno.E2BIG, bounds.COMMAND_TOO_LONG)
     limits = {name: getattr(request.limits, name) for name in LIMITS.split()}
     if request.log_policy not in pb.LogPolicy.values():
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"log policies are: {', '.join(pb.LogPolicy.keys())}")

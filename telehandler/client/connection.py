@@ -90,6 +90,7 @@ class Client:
         from telehandler.pb import telehandler_pb2 as pb
 
         request.request_id = request.request_id or _random_uuid()
+        _check_size(request)
         retries = Retries(note, patience_s=START_PATIENCE_S)
         while True:
             try:
@@ -106,6 +107,7 @@ class Client:
         from telehandler.pb import telehandler_pb2 as pb
 
         request.validate_only = True
+        _check_size(request)
         answer: pb.JobResponse = self._call("StartJob", request, pb.JobResponse.FromString)
         return limits.marked(list(answer.sandbox), answer.unenforced_limits)
 
@@ -240,6 +242,12 @@ class Client:
         if metadata.get("telehandler-stage") == _EXEC:
             failure.exit_code = not_executed(answers.errno_of(metadata))
         return failure
+
+
+def _check_size(request: "pb.StartJobRequest") -> None:
+    """What is over a message of the server's is refused here, in the words in which it refuses less."""
+    if request.ByteSize() > bounds.MAX_REQUEST_BYTES:
+        raise TelehandlerError(bounds.COMMAND_TOO_LONG)
 
 
 def _metadata(call: Any) -> dict[str, str]:

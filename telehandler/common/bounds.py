@@ -1,6 +1,12 @@
 """How much one client, and all of them, may ask of the api (S39). Imports nothing."""
 
 MAX_REQUEST_BYTES = 1 << 20
+# Those of helper/wire.py, which a client does not import: one argument or variable, all of them, and how many of each.
+MAX_ARGUMENT_BYTES, MAX_COMMAND_KIB, MAX_ARGUMENTS = 131_071, 200, 16_384
+COMMAND_TOO_LONG = (
+    f"the command and its environment are too long (E2BIG): {MAX_ARGUMENT_BYTES} bytes for one argument or variable, "
+    f"{MAX_COMMAND_KIB} KiB for all of them, {MAX_ARGUMENTS} of each; put what is long into a file"
+)
 MAX_METADATA_BYTES = 16 * 1024  # a call's headers
 HANDSHAKE_TIMEOUT_S = 10  # from accept to the first HTTP/2 frame
 MAX_CONNECTIONS = 1000  # with those in their handshake; one over is closed at once

@@ -13,14 +13,11 @@ from typing import Any, NamedTuple
 
 from helper import wire
 from helper.wire import Message, Type
+from telehandler.common.bounds import COMMAND_TOO_LONG
 from telehandler.common.errors import Exhausted, HelperRefused, HelperUnavailable, TelehandlerError
 from telehandler.common.fds import close_all, receive
 
 REPLY_TIMEOUT_S = 30.0
-TOO_LONG = (
-    f"the command and its environment are too long (E2BIG): {wire.MAX_STRING} bytes for one argument or variable, "
-    f"{wire.MAX_MESSAGE // 1024} KiB for all of them, {wire.MAX_COUNT} of each; put a long one into a file"
-)
 GONE = "the root helper has died and is being started again: try again in a moment"
 _WITH_FDS = (Type.STARTED, Type.ADOPT)
 _PASSING = (errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM)
@@ -174,7 +171,7 @@ class HelperLink:
         try:
             datagram = wire.pack(kind, request_id, **fields)
         except wire.WireError:
-            raise HelperRefused(wire.Stage.REQUEST, errno.E2BIG, TOO_LONG) from None
+            raise HelperRefused(wire.Stage.REQUEST, errno.E2BIG, COMMAND_TOO_LONG) from None
         future = self._waiting[request_id] = self._loop.create_future()
         reply = None
         if kind is Type.START:
@@ -189,7 +186,7 @@ class HelperLink:
             raise HelperUnavailable(GONE) from None
         except (TimeoutError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EMSGSIZE:  # a socket buffer below the default
-                raise HelperRefused(wire.Stage.REQUEST, errno.E2BIG, TOO_LONG) from None
+                raise HelperRefused(wire.Stage.REQUEST, errno.E2BIG, COMMAND_TOO_LONG) from None
             if isinstance(error, OSError) and error.errno in _PASSING:
                 raise Exhausted(f"the server cannot ask its helper now: {error.strerror}") from None
             raise HelperUnavailable("the helper does not answer") from None
