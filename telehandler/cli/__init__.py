@@ -7,6 +7,7 @@ Runs in the user's process. Nothing imports it. It reaches jobs and helper throu
 import gc
 import importlib
 import os
+import signal
 import sys
 
 # What is imported is no garbage, and to look for some among it again and again takes 5 ms of each start.
@@ -73,6 +74,8 @@ def main() -> None:
 
 def _run() -> int:
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         code = _command()
         sys.stdout.flush()
         return code

@@ -1,11 +1,12 @@
 """The job that a verb is about: by argument, else by the jidfile; whole, or the beginning of its UUID."""
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from telehandler.cli import jidfile, terminal
+from telehandler.cli import jidfile, parse, terminal
 from telehandler.common.errors import EXIT_OURS, OutputFailed, ServerUnavailable, TelehandlerError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ def find(job: str | None, settings: dict[str, str], client: "Client") -> str:
     """A job's whole name; what is no whole UUID is looked up. Raises TelehandlerError."""
     if job is None:
         job = jidfile.read(settings["jidfile"])
+    parse.utf8(os.fsencode(job), "a job's name")
     parent, _, word = job.rpartition("/jobs/")
     if parent == "" and "/" in job:
         return job  # the server says what is wrong with it
@@ -32,7 +34,7 @@ def find(job: str | None, settings: dict[str, str], client: "Client") -> str:
 def for_each(jobs: Iterable[str | None], settings: dict[str, str], work: "Callable[[Client, str], int]") -> int:
     """`work` with the whole name of each job: the first of its exit codes that is not 0.
 
-    What fails for one job is told, and its code is 125; a server that is not there, or a stdout that fails, ends it all.
+    What fails for one job is told, and its code is 125; a server that is not there and a stdout that fails end it all.
     """
     client = connect(settings)
     codes = []

@@ -27,15 +27,16 @@ def note(text: str) -> None:
 
 
 def end_with_reader(fd: int) -> None:
-    """Ends this process once the pipe behind `fd` has no reader, as SIGPIPE would at the next output."""
-    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+    """Ends this process once the pipe or socket behind `fd` has no reader, as SIGPIPE would at the next output."""
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISFIFO(mode) and not stat.S_ISSOCK(mode):
         return
     import select
     import threading  # which most verbs do without
 
     def watch() -> None:
         poll = select.poll()
-        poll.register(fd, 0)  # for POLLERR, which comes unasked
+        poll.register(fd, 0)  # for POLLERR and POLLHUP, which come unasked
         poll.poll()
         os._exit(EXIT_PIPE)
 

@@ -132,12 +132,10 @@ def _name(kind: type[IntEnum], number: int) -> str:
 
 
 def _number(metadata: dict[str, str], key: str, most: int) -> int:
-    text = metadata.get(key, "")
+    text, what = metadata.get(key, ""), key.removeprefix("telehandler-").replace("-", " ")
     if not text.isascii() or not text.isdigit() or len(text) > len(str(most)):
-        raise TelehandlerError(
-            f"the server sent an end of the job whose {key.removeprefix('telehandler-')} is no number"
-        )
-    return _bounded(int(text), most, key.removeprefix("telehandler-"))
+        raise TelehandlerError(f"the server sent the {what} {text[:20]!r}, which no job has")
+    return _bounded(int(text), most, what)
 
 
 def _bounded(number: int, most: int, what: str) -> int:

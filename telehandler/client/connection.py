@@ -30,6 +30,7 @@ _SERVICE = "/telehandler.v1.TelehandlerService/"
 _EXEC = "exec"  # the name of helper.wire's stage
 # What grpc's texts of calls that met no server begin with.
 _NEVER_SENT = ("failed to connect to all addresses", "errors resolving", "DNS resolution failed")
+_NO_MESSAGE = "Exception deserializing"  # and of bytes that are no message
 _AGAIN = "connecting again in {pause}; the job is untouched"
 OPTIONS = (
     ("grpc.max_receive_message_length", answers.MAX_CHUNK_BYTES),
@@ -237,6 +238,8 @@ class Client:
             return unavailable
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return ServerSilent(f"the server {self._server} did not answer in time")
+        if text.startswith(_NO_MESSAGE):
+            return TelehandlerError(f"the server {self._server} sent what is no answer of a telehandler server")
         failure = TelehandlerError(text or code.name.lower())
         metadata = _metadata(error)
         if metadata.get("telehandler-stage") == _EXEC:

@@ -50,8 +50,13 @@ def cause(target: Target, said: str) -> str:
     """One line of cause and remedy. `said` is grpc's own text, for what cannot be found out."""
     server = target.server
     try:
-        with socket.create_connection((target.host, target.port), PROBE_S) as plain:
-            return _of_tls(target, plain, said)
+        refused: str | None = None
+        for _ in range(2):  # a server that is just ending looks like one that refuses us: once
+            with socket.create_connection((target.host, target.port), PROBE_S) as plain:
+                text, refused = _of_tls(target, plain, said)
+            if refused is None:
+                return text
+        return _of_our_certificate(target, refused or "")
     except socket.gaierror:
         return f"the host of {server} is not known: name another with -s"
     except ConnectionRefusedError:
@@ -62,30 +67,30 @@ def cause(target: Target, said: str) -> str:
         return f"{server} cannot be reached: {getattr(error, 'strerror', None) or error}"
 
 
-def _of_tls(target: Target, plain: socket.socket, said: str) -> str:
+def _of_tls(target: Target, plain: socket.socket, said: str) -> tuple[str, str | None]:
+    """What was seen; or with what words, if any, the server ended a connection once it had our certificate."""
     server = target.server
     try:
         tls = _context(target).wrap_socket(plain, server_hostname=target.host)
     except ssl.SSLCertVerificationError as error:
-        return _of_their_certificate(target, error)
+        return _of_their_certificate(target, error), None
     except TimeoutError:
-        return f"{server} accepts connections and says nothing: is it a telehandler server, and does it run?"
-    except (ssl.SSLEOFError, ConnectionError):
-        return f"{server} closed the connection before the TLS handshake: its log says why"
+        return f"{server} accepts connections and says nothing: is it a telehandler server, and does it run?", None
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
+        return f"{server} closed the connection before the TLS handshake: its log says why", None
     except ssl.SSLError as error:
-        return f"{server} does not speak TLS as a telehandler server does: {_reason(error)}"
+        return f"{server} does not speak TLS as a telehandler server does: {_reason(error)}", None
     with tls:
         try:
             if tls.recv(1):
-                return f"{server} answers now, and did not before: try again ({said})"
-            refused = ""
+                return f"{server} answers now, and did not before: try again ({said})", None
+            return "", ""
         except TimeoutError:
-            return f"{server} ended the TLS handshake and says nothing more: is it a telehandler server?"
+            return f"{server} ended the TLS handshake and says nothing more: is it a telehandler server?", None
         except ssl.SSLError as error:
-            refused = _reason(error)
+            return "", _reason(error)
         except ConnectionError:
-            refused = ""
-    return _of_our_certificate(target, refused)
+            return "", ""
 
 
 def _context(target: Target) -> ssl.SSLContext:
