@@ -55,7 +55,7 @@ class Turns:
         self._taken[user] -= 1
         if not self._taken[user]:
             del self._taken[user]
-        while self._free and (following := self._next_user()):
+        while self._free and (following := self._next_user()) is not None:  # '' is the server itself
             queue = self._waiting.pop(following)
             slot = queue.popleft()
             if queue:

@@ -30,6 +30,18 @@ def test_a_user_who_comes_late_is_served_next() -> None:
     assert [place for place, user in enumerate(order) if user == "few"] <= [3, 5]
 
 
+@pytest.mark.parametrize("user", ["a", ""])
+def test_everybody_has_a_turn_in_the_end(user: str) -> None:
+    """The server itself, whose name is empty, is a user among others."""
+
+    async def run() -> int:
+        turns, order = Turns(per_user=1, slots=2), list[str]()
+        await asyncio.wait_for(asyncio.gather(*(_waiting(turns, user, order) for _ in range(50))), 10)
+        return len(order)
+
+    assert asyncio.run(run()) == 50
+
+
 def test_one_user_has_no_more_than_his_slots() -> None:
     async def run() -> None:
         turns = Turns(per_user=2, slots=3)

@@ -29,7 +29,7 @@ def _ends(server: Server, status: int = errors.EXIT_OURS, timeout_s: float = 30)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     assert "listening" not in done.stderr
-    return done.stderr
+    return str(done.stderr)
 
 
 @pytest.fixture
