@@ -4,10 +4,12 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.helper_driver import Helper
+from support.servers import Server
 
 pytestmark = pytest.mark.usefixtures("as_root")
 # Every signal that can be ignored is, those that libc keeps to itself (32, 33) too; some are blocked besides.
@@ -21,6 +23,7 @@ os.execv("/usr/bin/python3", ["python3", *sys.argv[1:]])
 """
 # A machine whose mounts are shared, as systemd makes them: here in a namespace of the helper's own.
 SHARED_MOUNTS = '#!/bin/sh\nexec unshare --mount --propagation shared /usr/bin/python3 "$@"\n'
+ServerFactory = Callable[..., Server]
 WITHOUT_PTRACE = ["setpriv", "--bounding-set=-sys_ptrace"]
 
 
@@ -33,9 +36,20 @@ def _starter(place: Path, name: str, text: str) -> str:
 
 @pytest.mark.parametrize("umask", [0o000, 0o077], ids=oct)
 def test_s22_the_umask_is_022_whatever_the_starters(policy: Path, umask: int) -> None:
+    with Helper(policy):
+        pass  # one without it has written the bytecode: with that for all to write, the helper would refuse to start
     with Helper(policy, umask=umask) as helper:
         ended = helper.run("sh", "-c", "umask; mkdir /tmp/d; stat -c %a /tmp/d /dev/null /dev/shm /dev/pts/ptmx")
         assert ended.stdout.split() == [b"0022", b"755", b"666", b"1777", b"666"]
+
+
+def test_s11_bytecode_is_nobody_elses_to_write_whatever_the_starters_umask(make_server: ServerFactory) -> None:
+    """Python writes the helper's bytecode before a line of the helper runs: its umask must be right from the start."""
+    server = make_server(umask=0)
+    for name in ("keeper", "helper"):
+        status = Path(f"/proc/{server.children()[name]}/status").read_text()
+        assert int(status.split("Umask:")[1].split()[0], 8) & 0o022 == 0o022
+    assert server.stop() == 0
 
 
 def test_s22_signals_are_default_whatever_the_starters(policy: Path, place: Path) -> None:
