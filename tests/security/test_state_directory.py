@@ -1,4 +1,4 @@
-"""The state directory, with every job's output and the records, is its server's alone, also one that was there (S12)."""
+"""The state directory, which holds all output and the records, is its server's alone, also one that was there (S12)."""
 
 import os
 import pwd

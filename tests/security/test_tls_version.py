@@ -1,4 +1,4 @@
-"""The service looks at the version of TLS itself: should its credentials let an older one in, no call is served (S36)."""
+"""The service looks at the version of TLS itself: no call is served over an older one, whatever let it in (S36)."""
 
 import asyncio
 import datetime
@@ -11,7 +11,6 @@ from typing import cast
 import grpc
 import grpc.aio
 import pytest
-from bench import http2
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -20,6 +19,7 @@ from cryptography.x509.oid import NameOID
 from support.certificates import DAY
 from support.raw_client import SERVICE
 
+from bench import http2
 from telehandler.api.service import Service
 from telehandler.jobs.manager import Jobs
 from telehandler.pb import telehandler_pb2 as pb
