@@ -21,6 +21,8 @@ _NAMES = (
     *(f"ReplaceComparisonOperator_{pair}" for pair in _COMPARISONS.split()),
     *(f"ReplaceBinaryOperator_{pair}" for pair in _ARITHMETIC.split()),
 )
+# Bounds, paces and sizes that somebody chose: tests take them from the code, so one more or less is as good.
+_CHOSEN = re.compile(r"_?((MAX|LEAST)_\w+|\w*(MAX|BOUND|SIZE|BYTES|_S|_MS|_USEC|FILE)) = ")
 
 
 class Mutant(NamedTuple):
@@ -93,7 +95,8 @@ def mutants(file: str, text: str) -> list[Mutant]:
             changed = _mutated(text, operator, occurrence)
             if changed and changed != text and changed not in found and _compiles(changed):
                 line, change = _difference(text, changed)
-                found[changed] = Mutant(file, line, function_at(text, line), change, changed)
+                if not _CHOSEN.match(text.splitlines()[line - 1]):
+                    found[changed] = Mutant(file, line, function_at(text, line), change, changed)
     return sorted(found.values(), key=lambda mutant: (mutant.line, mutant.change))
 
 
