@@ -7,7 +7,7 @@ import pytest
 from support.checkout import ROOT
 
 DOCS = ROOT / "docs"
-PROPERTIES = [f"S{number}" for number in range(1, 41)]
+PROPERTIES = [f"S{number}" for number in (*range(1, 41), 54)]
 FAULTS = [f"R{number}" for number in range(1, 23)]
 TESTS = {
     (name, path): key.upper()

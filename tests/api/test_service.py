@@ -55,7 +55,16 @@ def _refused(response: Response, code: grpc.StatusCode, words: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "x", "users/a/jobs", "users/a/jobs/b/c", "user/a/jobs/{}", "users/a/job/{}", "users//{}/jobs", "/users/a/jobs/{}"],
+    [
+        "",
+        "x",
+        "users/a/jobs",
+        "users/a/jobs/b/c",
+        "user/a/jobs/{}",
+        "users/a/job/{}",
+        "users//{}/jobs",
+        "/users/a/jobs/{}",
+    ],
 )
 def test_a_name_has_four_words(owner: RawClient, name: str) -> None:
     for method in ("GetJobStatus", "StopJob", "SignalJob", "DeleteJob", "WatchJobOutput"):
@@ -115,7 +124,9 @@ def test_a_grace_is_from_0_to_its_most(
 
 def test_a_stop_is_by_the_signal_that_was_asked_for_and_else_by_sigterm(owner: RawClient) -> None:
     for number, expected in ((0, 15), (10, 10)):
-        job = owner.start("sh", "-c", "trap 'echo 15; exit' TERM; trap 'echo 10; exit' USR1; echo up; while :; do :; done")
+        job = owner.start(
+            "sh", "-c", "trap 'echo 15; exit' TERM; trap 'echo 10; exit' USR1; echo up; while :; do :; done"
+        )
         _wait_for_output(owner, job, b"up\n")
         assert _call(owner, "StopJob", name=job.name, signal=number).code is Code.OK
         assert owner.job_status(job.name).stdout_bytes == len(f"up\n{expected}\n")

@@ -1,4 +1,4 @@
-"""Which files the server takes as its certificate, key and roots, and what it goes on with when it does not (S36, R16)."""
+"""Which files the server takes as certificate, key and roots, and what it goes on with else (S36, R16)."""
 
 import os
 import shutil
@@ -184,7 +184,8 @@ def test_the_key_is_p_256_and_the_certificates(files: tls.Files, make: Callable[
 
 
 @pytest.mark.parametrize(
-    ("start", "words"), [(-5 + 60 * A_SECOND, ""), (-5 - A_SECOND, "has expired"), (60 * A_SECOND, "or is not valid yet")]
+    ("start", "words"),
+    [(-5 + 60 * A_SECOND, ""), (-5 - A_SECOND, "has expired"), (60 * A_SECOND, "or is not valid yet")],
 )
 def test_the_certificate_is_good_now(ssl: Path, files: tls.Files, tmp_path: Path, start: float, words: str) -> None:
     _put_pair(files, issue(ssl, tmp_path / "new", "localhost", usage=SERVER, start=start))

@@ -124,9 +124,11 @@ def test_a_request_id_has_one_form_and_a_digest_of_all_the_rest() -> None:
     one = _start(request_id=REQUEST_ID)
     assert one.request_id == REQUEST_ID.lower()
     assert _start(request_id=REQUEST_ID.lower()).request_sha256 == one.request_sha256
-    assert _start(request_id=REQUEST_ID, parent="users/owner").request_sha256 == one.request_sha256  # who calls, said or not
+    assert (
+        _start(request_id=REQUEST_ID, parent="users/owner").request_sha256 == one.request_sha256
+    )  # who calls, said or not
     assert _start(request_id=REQUEST_ID, parent="users/other").request_sha256 == one.request_sha256
-    others = [{"argv": [b"false"]}, {"env": {"A": b""}}, {"profile": "p"}, {"log_max_bytes": 1}]
+    others: list[dict[str, Any]] = [{"argv": [b"false"]}, {"env": {"A": b""}}, {"profile": "p"}, {"log_max_bytes": 1}]
     digests = {_start(request_id=REQUEST_ID, **fields).request_sha256 for fields in others}
     assert len(digests | {one.request_sha256}) == len(others) + 1
     assert (_start().request_id, _start().request_sha256) == ("", "")
@@ -158,7 +160,9 @@ def test_a_watch_follows_from_the_beginning_unless_told(log: JobLog) -> None:
     assert (plain.offset, plain.follow, plain.stream, plain.until_ns) == (0, True, None, 0)
     assert not plain.zstd
     assert not plain.exact
-    told = _watch(log, offset=3, no_follow=True, stream=2, accept_zstd=True, exact_times=True, until=Timestamp(seconds=9))
+    told = _watch(
+        log, offset=3, no_follow=True, stream=2, accept_zstd=True, exact_times=True, until=Timestamp(seconds=9)
+    )
     assert (told.offset, told.follow, told.stream, told.until_ns) == (3, False, Stream.STDERR, 9_000_000_000)
     assert told.zstd
     assert told.exact
@@ -181,8 +185,13 @@ def test_an_offset_is_within_the_output(log: JobLog) -> None:
 
 def test_the_last_lines_go_without_another_beginning(log: JobLog) -> None:
     assert [_watch(log, tail_lines=count).offset for count in (0, 1, 2, 3, bounds.MAX_TAIL_LINES)] == [14, 8, 4, 0, 0]
-    assert [_watch(log, tail_lines=1, stream=stream).offset for stream in (1, 2)] == [4, 0]  # behind the line before, of its own stream
-    _refused(INVALID, f"at most the last {bounds.MAX_TAIL_LINES}", lambda: _watch(log, tail_lines=bounds.MAX_TAIL_LINES + 1))
+    assert [_watch(log, tail_lines=1, stream=stream).offset for stream in (1, 2)] == [
+        4,
+        0,
+    ]  # behind the line before, of its own stream
+    _refused(
+        INVALID, f"at most the last {bounds.MAX_TAIL_LINES}", lambda: _watch(log, tail_lines=bounds.MAX_TAIL_LINES + 1)
+    )
     for other in ({"offset": 1}, {"since": Timestamp(nanos=1)}):
         _refused(INVALID, "the last lines go without", lambda other=other: _watch(log, tail_lines=1, **other))  # type: ignore[misc]
 

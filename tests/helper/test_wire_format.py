@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ KILL = bytes.fromhex("544c4844 01 04 00 00 07000000 08000000 0201000000000000")
 WELCOME = bytes.fromhex(
     "544c4844 01 80 00 00 ffffffff 1b000000 03000000 e8030000 00000000 02000000 01000000 6100 00000000 00"
 )
-FIELDS = {"live_jobs": 3, "max_jobs": 1000, "missing_controllers": [], "profiles": [b"a", b""]}
+FIELDS: dict[str, Any] = {"live_jobs": 3, "max_jobs": 1000, "missing_controllers": [], "profiles": [b"a", b""]}
 # The types and stages of version 1.
 TYPES = "HELLO 1 START 2 SIGNAL 3 KILL 4 RELEASE 5 SHUTDOWN 6 CHECK 7 WELCOME 128 STARTED 129 DONE 130 ERROR 131 "
 TYPES += "EXITED 132 ADOPT 133 VERDICT 134"

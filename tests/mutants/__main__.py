@@ -15,12 +15,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from queue import SimpleQueue
 
-from support.checkout import ROOT
-
 from mutants import named, table
 from mutants.operators import Mutant, mutants
 from mutants.sandbox import Copy, Outcome, stop_at_sigterm
 from mutants.suites import SUITES
+from support.checkout import ROOT
 
 # Of the tests' own waits: many a mutant hangs. A machine that is busy needs no more for what works.
 DEADLINE_S = 20
@@ -95,9 +94,12 @@ class Run:
         chosen = [one for one in named.mutants() if not files or one.file in files]
         bad = 0
         for one, outcome in zip(chosen, self._workers.map(self._one_named, chosen), strict=True):
-            right = outcome.failed.startswith(tuple(one.tests)) or "not within" in outcome.failed
-            print(f"{one.property} {one.file}: {one.old!r}: {outcome.failed or 'SURVIVED'}", flush=True)
+            # By a test that failed, or by none that ended: not by one that could not be run.
+            right = outcome.failed.startswith((*one.tests, "not within"))
+            said = "noticed by" if right else "NOT NOTICED:"
+            print(f"{one.property} {one.file}: {said} {outcome.failed}, {outcome.seconds:.1f} s", flush=True)
             bad += not right
+        print(f"{len(chosen) - bad} of {len(chosen)} were noticed")
         return bad
 
     def _one_named(self, one: named.Named) -> Outcome:

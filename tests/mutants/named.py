@@ -1,4 +1,4 @@
-"""named.toml: for each property one or more mutants of the code that proves it, and the tests that must fail on each."""
+"""named.toml: for each property mutants of the code that proves it, and the tests that must fail on each."""
 
 import tomllib
 from pathlib import Path
@@ -25,5 +25,7 @@ class Named(NamedTuple):
 def mutants() -> list[Named]:
     tables = tomllib.loads(FILE.read_text())
     return [
-        Named(key, row["file"], row["old"], row["new"], tuple(row["tests"])) for key, rows in tables.items() for row in rows
+        Named(key, row["file"], row["old"], row["new"], tuple(row["tests"]))
+        for key, rows in tables.items()
+        for row in rows
     ]

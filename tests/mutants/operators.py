@@ -78,7 +78,7 @@ def _membership(comparison: Any) -> list[str]:
 def _has_effect(statement: Any) -> bool:
     if statement.type == "expr_stmt":  # of a new name: without it nothing runs, which says nothing
         target, operator = statement.children[:2]
-        return target.type == "atom_expr" or operator.type == "augassign"
+        return bool(target.type == "atom_expr" or operator.type == "augassign")
     return statement.type in ("atom_expr", "await_expr", "raise_stmt", "del_stmt") or statement.get_code().strip() in (
         "return",
         "raise",

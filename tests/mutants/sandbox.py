@@ -32,6 +32,7 @@ cd "$1"
 shift 4
 exec "$@"
 """
+_MADE = (".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
 
 
 class Outcome(NamedTuple):
@@ -43,19 +44,13 @@ class Outcome(NamedTuple):
 
 
 class Copy:
-    """A copy of what git tracks in the checkout, and of what is new there."""
+    """A copy of the checkout, without what is made from it."""
 
     def __init__(self, place: Path) -> None:
         self.path, self._number = place, 0
         self._cgroup = cgroup_root() / f"mutants-{os.getpid()}-{place.name}"
-        listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        names = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
-        place.mkdir(mode=0o755)
+        shutil.copytree(ROOT, place, symlinks=True, ignore=shutil.ignore_patterns(*_MADE))
         (place / ".venv").mkdir()
-        for name in map(os.fsdecode, filter(None, names)):
-            if (ROOT / name).is_file():
-                (place / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, place / name)
 
     def write(self, name: str, text: str) -> None:
         """Changes a file. No bytecode of the text before is left: it is told apart by second and size alone."""

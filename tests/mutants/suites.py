@@ -23,10 +23,10 @@ _INSTALLS = f"--deselect={_SECURITY}/test_trusted_files.py::test_s11_a_users_env
 SUITES = {
     "helper/wire.py": ["tests/helper/test_wire_format.py", "tests/helper/test_wire.py"],
     "helper/policy.py": [
+        "tests/helper/test_policy_values.py",
         "tests/helper/test_policy.py",
-        f"{_SECURITY}/test_trusted_files.py",
-        _INSTALLS,
-        f"{_SECURITY}/test_policy_bounds.py",
+        f"{_SECURITY}/test_trusted_files.py::test_s11_cached_bytecode_is_code",
+        f"{_SECURITY}/test_trusted_files.py::test_s11_a_policy_that_is_not_roots_alone_does_not_start",
     ],
     "helper/seccomp.py": [f"{_SECURITY}/test_seccomp_filter.py", f"{_SECURITY}/test_sandbox_probe.py"],
     "helper/__main__.py": [
@@ -41,9 +41,9 @@ SUITES = {
     "telehandler/api/auth.py": ["tests/api/test_auth.py"],
     "telehandler/api/tls.py": ["tests/api/test_tls.py", f"{_SECURITY}/test_certificates.py"],
     "telehandler/api/service.py": [
+        "tests/api/test_service.py",
         "tests/api/test_call_timeout.py",
         f"{_SECURITY}/test_tls_version.py",
-        "tests/api/test_service.py",
         f"{_SECURITY}/test_certificates.py",
         f"{_SECURITY}/test_api_hardening.py",
     ],
