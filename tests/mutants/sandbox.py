@@ -102,6 +102,8 @@ def _remove(cgroup: Path) -> None:
             os.rmdir(directory)
 
 
-def stop_at_sigterm() -> None:
-    """SIGTERM unwinds, so that copies and cgroups are removed."""
+def default_signals() -> None:
+    """SIGTERM unwinds, so that copies and cgroups are removed; what a background job's shell ignores is not handed on."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)

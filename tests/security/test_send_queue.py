@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("as_root")
 QUEUE_MOST = 256  # messages that may wait; what the helper has is its own to choose, below this
 _POLL = b"7"  # the system call's number, in /proc/PID/syscall
 UNKNOWN = wire.pack(Type.KILL, 1, handle=99)  # answered by an ERROR of always the same size
-START = dict.fromkeys(wire.LIMITS.split(), 0) | {"tag": TAG, "place": [b"", b""], "env": ENV, "argv": [b"true"]}
+START = dict.fromkeys(wire.LAYOUT[Type.START][1].split(), 0) | {"tag": TAG, "place": [b"", b""], "env": ENV}
 
 
 def _sleeps(helper: Helper) -> bool:
@@ -165,7 +165,7 @@ def test_r1_a_start_whose_api_has_gone_is_ended(policy: Path) -> None:
     with Helper(policy) as helper:
         helper.process.send_signal(signal.SIGSTOP)
         # Both are there at the helper's next turn, in which it cannot have heard of the exec.
-        helper.send(Type.START, 7, **(START | {"argv": [b"sleep", b"100"]}))
+        helper.send(Type.START, 7, **START, argv=[b"sleep", b"100"])
         helper.send(Type.HELLO, 50)
         helper.process.send_signal(signal.SIGCONT)
         welcome, before = _receive_until(helper, Type.WELCOME)
