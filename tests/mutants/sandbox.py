@@ -103,7 +103,7 @@ def _remove(cgroup: Path) -> None:
 
 
 def default_signals() -> None:
-    """SIGTERM unwinds, so that copies and cgroups are removed; what a background job's shell ignores is not handed on."""
+    """SIGTERM unwinds, so that copies and cgroups are removed. What a shell has background jobs ignore is not kept."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)

@@ -11,7 +11,7 @@ UIDS = 3
 
 
 def test_s9_a_dead_jobs_uid_is_nobodys_until_it_is_released(place: Path) -> None:
-    """Until then the api holds its pipes, and whoever has one of its processes' files open may still act by that uid."""
+    """Until then the api holds its pipes, and by its uid what it left is told from another's."""
     text = policy_text(f"max_jobs = {UIDS}\n[job_uids]\nfirst = 82000\ncount = {UIDS}\n")
     with Helper(write_policy(place, "three uids", text)) as helper:
         lasting, dead = helper.start("sleep", "100"), helper.start("true")
