@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -123,6 +124,58 @@ def test_what_was_half_written_is_read_again(
     _put(files.key, (tmp_path / "new-key.pem").read_bytes())
     assert certificates.fetch() is not None
     assert capfd.readouterr().err == NEW
+
+
+def test_what_is_bad_is_read_again_though_no_stat_shows_a_change(
+    ssl: Path, files: tls.Files, copies: tls.Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two writes within one tick of the file system's clock look alike."""
+    monkeypatch.setattr(tls, "_state", lambda _: (1,))
+    good = Path(files.cert).read_bytes()
+    _put(files.cert, b"half")
+    certificates = tls._Certificates(files, copies)
+    assert "not all of it is there" in certificates.told
+    _put(files.cert, good)
+    assert certificates.fetch() is None  # the same as the copies
+    assert certificates.told == ""
+    assert len(_in_use(certificates)) == 3
+
+
+def test_what_is_good_is_not_read_again_while_no_stat_shows_a_change(
+    files: tls.Files, copies: tls.Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be for each handshake."""
+    certificates = tls._Certificates(files, copies)
+    reads: list[str] = []
+    read = tls._read
+
+    def counted(path: str) -> bytes:
+        reads.append(path)
+        return read(path)
+
+    monkeypatch.setattr(tls, "_read", counted)
+    for _ in range(3):
+        assert certificates.fetch() is None
+    assert reads == []
+    os.utime(files.root)
+    assert certificates.fetch() is None
+    assert reads == list(files)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"start": -30}, "has expired"), ({"usage": ExtendedKeyUsageOID.CLIENT_AUTH}, "lacks serverAuth")],
+    ids=["expired", "for clients"],
+)
+def test_files_that_clients_would_refuse_keep_those_of_before(
+    ssl: Path, files: tls.Files, copies: tls.Files, tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    certificates = tls._Certificates(files, copies)
+    _put_pair(files, issue(ssl, tmp_path / "new", "localhost", **({"usage": SERVER} | options)))
+    assert certificates.fetch() is None
+    assert words in certificates.told
+    assert certificates.told.endswith(GOES_ON)
+    assert _in_use(certificates) == _read(copies)
 
 
 def test_bad_files_at_the_start_leave_the_copies_in_use_and_are_told(files: tls.Files, copies: tls.Files) -> None:

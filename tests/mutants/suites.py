@@ -39,7 +39,12 @@ SUITES = {
         "tests/helper/test_jobs.py",
     ],
     "telehandler/api/auth.py": ["tests/api/test_auth.py"],
-    "telehandler/api/tls.py": ["tests/api/test_tls.py", f"{_SECURITY}/test_certificates.py"],
+    "telehandler/api/tls.py": [
+        "tests/api/test_tls.py",
+        f"{_SECURITY}/test_server_log.py",
+        f"{_SECURITY}/test_certificates.py::test_s36_tls_1_2_is_refused",
+        f"{_SECURITY}/test_certificates.py::test_s36_no_certificate",
+    ],
     "telehandler/api/service.py": [
         "tests/api/test_service.py",
         "tests/api/test_call_timeout.py",
