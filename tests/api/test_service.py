@@ -16,6 +16,8 @@ from telehandler.api import pagination
 from telehandler.api.service import _handling_s
 from telehandler.common import bounds
 from telehandler.jobs import manager
+from telehandler.output import watch
+from telehandler.output.log import CHUNK_BYTES
 from telehandler.pb import telehandler_pb2 as pb
 
 Code = grpc.StatusCode
@@ -170,6 +172,39 @@ def test_a_watch_of_a_job_that_has_ended_ends_with_how(owner: RawClient, ended: 
     trailing = dict(response.trailing)
     assert (trailing["telehandler-state"], trailing["telehandler-exit-code"]) == ("failed", "3")
     assert "telehandler-detail" in dict(owner.status(ended.name).trailing)
+
+
+def test_a_watch_of_closed_outputs_ends_with_the_job(owner: RawClient) -> None:
+    """Its pipes have ended, and it runs on."""
+    job = owner.start("sh", "-c", "trap 'exit 3' USR1; echo out; exec >&- 2>&-; while :; do :; done")
+    _wait_for_output(owner, job, b"out\n")
+    watching = owner.start_call(f"/{SERVICE}/WatchJobOutput", pb.WatchJobOutputRequest(name=job.name))
+    assert pb.JobOutput.FromString(next(watching)).data == b"out\n"
+    assert _call(owner, "SignalJob", name=job.name, signal=10).code is Code.OK
+    assert list(watching) == []
+    trailing = dict(watching.trailing_metadata())
+    assert (trailing["telehandler-state"], trailing["telehandler-exit-code"]) == ("failed", "3")
+
+
+def test_chunks_are_smaller_while_many_watch(server: Server, ssl: Path, owner: RawClient) -> None:
+    """What grpc holds for watchers that do not read is bounded over all of them."""
+    most = watch.IN_FLIGHT_BYTES // CHUNK_BYTES
+    job = owner.start("sh", "-c", f"head -c {4 * CHUNK_BYTES} /dev/zero; sleep 1000")
+    wait_until("it has said so", lambda: owner.job_status(job.name).stdout_bytes == 4 * CHUNK_BYTES)
+
+    def largest() -> int:
+        response = _call(owner, "WatchJobOutput", name=job.name, no_follow=True)
+        return max(len(pb.JobOutput.FromString(body).data) for body in response.bodies)
+
+    assert largest() == CHUNK_BYTES
+    with RawClient(server, ssl / "client") as crowd:
+        request = pb.WatchJobOutputRequest(name=job.name, offset=4 * CHUNK_BYTES)
+        calls = [crowd.start_call(f"/{SERVICE}/WatchJobOutput", request, timeout=None) for _ in range(most)]
+        wait_until("all of them watch", lambda: largest() == CHUNK_BYTES // 2)
+        for call in calls:
+            call.cancel()
+    wait_until("they have left", lambda: largest() == CHUNK_BYTES)
+    assert owner.call_method("DeleteJob", OWNER, job.uid).code is Code.OK
 
 
 def test_a_page_has_a_size_of_at_most_its_bound(owner: RawClient, ended: pb.JobResponse) -> None:
