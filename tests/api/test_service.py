@@ -1,5 +1,6 @@
 """What each call refuses, and with which status: the checks of the service, by a client that is not ours."""
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,6 +173,19 @@ def test_a_watch_of_a_job_that_has_ended_ends_with_how(owner: RawClient, ended: 
     trailing = dict(response.trailing)
     assert (trailing["telehandler-state"], trailing["telehandler-exit-code"]) == ("failed", "3")
     assert "telehandler-detail" in dict(owner.status(ended.name).trailing)
+
+
+def test_a_watch_leaves_no_fd_behind(server: Server, owner: RawClient, ended: pb.JobResponse) -> None:
+    fds = Path(f"/proc/{server.children()['api']}/fd")
+
+    def outputs() -> int:
+        links = [os.readlink(path) for path in fds.iterdir() if path.is_symlink()]
+        return sum(ended.uid in link for link in links)
+
+    assert outputs() == 0
+    for _ in range(5):
+        assert _call(owner, "WatchJobOutput", name=ended.name).code is Code.OK
+    wait_until("its files are closed", lambda: outputs() == 0)
 
 
 def test_a_watch_of_closed_outputs_ends_with_the_job(owner: RawClient) -> None:

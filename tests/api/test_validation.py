@@ -32,6 +32,7 @@ def _refused(code: grpc.StatusCode, words: str, call: Callable[[], Any]) -> None
         call()
     assert raised.value.code is code
     assert words in str(raised.value)
+    assert not str(raised.value).startswith("(")  # of all its arguments
 
 
 def _start(**fields: Any) -> Any:
