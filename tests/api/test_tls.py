@@ -130,12 +130,13 @@ def test_what_is_bad_is_read_again_though_no_stat_shows_a_change(
     files: tls.Files, copies: tls.Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two writes within one tick of the file system's clock look alike."""
-    tick = 1
-    monkeypatch.setattr(tls, "_state", lambda _: (tick,))
+    ticks = [1]
+    monkeypatch.setattr(tls, "_state", lambda _: tuple(ticks))
     good = Path(files.cert).read_bytes()
     _put(files.cert, b"half")
     certificates = tls._Certificates(files, copies)
     for tick in (1, 2):  # at the start, and once they were good
+        ticks[0] = tick
         _put(files.cert, b"half")
         assert certificates.fetch() is None
         assert "not all of it is there" in certificates.told

@@ -129,6 +129,9 @@ def test_a_request_id_has_one_form_and_a_digest_of_all_the_rest() -> None:
         _start(request_id=REQUEST_ID, parent="users/owner").request_sha256 == one.request_sha256
     )  # who calls, said or not
     assert _start(request_id=REQUEST_ID, parent="users/other").request_sha256 == one.request_sha256
+    variables = {str(number): b"x" for number in range(30)}
+    turned = dict(reversed(variables.items()))
+    assert len({_start(request_id=REQUEST_ID, env=env).request_sha256 for env in (variables, turned)}) == 1
     others: list[dict[str, Any]] = [{"argv": [b"false"]}, {"env": {"A": b""}}, {"profile": "p"}, {"log_max_bytes": 1}]
     digests = {_start(request_id=REQUEST_ID, **fields).request_sha256 for fields in others}
     assert len(digests | {one.request_sha256}) == len(others) + 1
