@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -15,9 +15,10 @@ from support.servers import Server
 from support.wait import wait_until
 
 from telehandler.api import pagination
-from telehandler.api.service import _handling_s
+from telehandler.api.service import Service, _handling_s
 from telehandler.common import bounds
 from telehandler.jobs import manager
+from telehandler.jobs.manager import Jobs
 from telehandler.output import watch
 from telehandler.output.log import CHUNK_BYTES
 from telehandler.pb import telehandler_pb2 as pb
@@ -247,6 +248,15 @@ def test_a_page_has_a_size_of_at_most_its_bound(owner: RawClient, ended: pb.JobR
 def test_the_original_has_its_four_methods(owner: RawClient, job: pb.JobResponse) -> None:
     served = {name for name in METHODS if owner.call_method(name, OWNER, job.uid, ORIGINAL).code is Code.OK}
     assert served == {"StartJob", "StopJob", "GetJobStatus", "WatchJobOutput"}
+
+
+def test_a_user_without_calls_takes_no_memory() -> None:
+    service = Service(cast("Jobs", None), frozenset(), max_calls=2)
+    service._calls["user"] = 2
+    service._done("user")
+    assert service._calls == {"user": 1}
+    service._done("user")
+    assert [*service._calls] == []
 
 
 def test_a_call_has_the_time_that_its_kind_takes() -> None:

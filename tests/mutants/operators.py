@@ -117,7 +117,7 @@ def _compiles(text: str) -> bool:
 
 
 def _difference(before: str, after: str) -> tuple[int, str]:
-    """Line number, and the line with what was replaced: `if {a → b} < c:`."""
+    """Line number, and the line with what was replaced: `if «a → b» < c:`."""
     old, new = before.splitlines(), after.splitlines()
     start, end = _common(old, new)
     return start + 1, marked(_joined(old[start : len(old) - end]), _joined(new[start : len(new) - end]))
@@ -142,7 +142,7 @@ def marked(old: str, new: str) -> str:
     words, others = (re.findall(r"\w+|\s+|[^\w\s]+", line) for line in (old, new))
     start, end = _common(words, others)
     middle = ["".join(part[start : len(part) - end]).strip() for part in (words, others)]
-    return "".join(words[:start]) + f"{{{middle[0]} → {middle[1]}}}" + "".join(words[len(words) - end :])
+    return "".join(words[:start]) + f"«{middle[0]} → {middle[1]}»" + "".join(words[len(words) - end :])
 
 
 def function_at(text: str, line: int) -> str:

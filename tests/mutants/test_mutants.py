@@ -84,7 +84,7 @@ def test_each_row_of_the_table_is_of_a_line_that_there_is() -> None:
     rows = table.rows()
     assert rows
     for row in rows:
-        before = re.sub(r"\{(.*?) → .*?\}", lambda match: match[1], row.change)
+        before = re.sub("«(.*?) → .*?»", lambda match: match[1], row.change)
         text = re.sub(r"\s", "", (ROOT / row.file).read_text())
         assert re.sub(r"\s", "", before) in text, row
         assert row.reason != "?"
