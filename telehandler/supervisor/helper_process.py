@@ -191,11 +191,15 @@ def _run_with(
 
 
 def _run(arguments: list[str], stdin: socket.socket, stderr: int | None = None) -> "subprocess.Popen[bytes]":
-    """Closes `stdin`. Root's own helper gets no environment: it is nobody's deputy, as by sudo (SUDO_UID)."""
+    """Closes `stdin`. Root's own helper gets no environment: it is nobody's deputy, as by sudo (SUDO_UID).
+
+    Python writes bytecode of the helper before any line of it can set a umask: with root's own umask of 0 others could
+    write there, and so run code as root.
+    """
     env: dict[str, str] | None = {} if os.geteuid() == 0 else None
     with stdin:
         return subprocess.Popen(
-            arguments, stdin=stdin.fileno(), stdout=subprocess.DEVNULL, stderr=stderr, cwd="/", env=env
+            arguments, stdin=stdin.fileno(), stdout=subprocess.DEVNULL, stderr=stderr, cwd="/", env=env, umask=0o022
         )
 
 

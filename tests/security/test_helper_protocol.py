@@ -189,18 +189,33 @@ _U32 = (2**32 - 1).to_bytes(4, "little")
 _FIXED = bytes(struct.calcsize(f"<{wire.LAYOUT[Type.START][0]}"))
 
 
+def _string(text: bytes, end: bytes = b"\0") -> bytes:
+    return len(text).to_bytes(4, "little") + text + end
+
+
+def _start_with(argv: bytes) -> bytes:
+    """START's payload with these bytes as its list argv; all else is good, so nothing but argv ends the helper."""
+    place = (2).to_bytes(4, "little") + 2 * _string(b"")
+    return _FIXED + place + argv + bytes(4)
+
+
+_ONE = (1).to_bytes(4, "little")
+_ROOM = wire.MAX_MESSAGE - wire._HEADER.size - len(_start_with(bytes(4) + 2 * _string(b"")))
+
+
 @pytest.mark.parametrize(
     "payload",
     [
-        _FIXED + _U32,  # a list of 2^32 - 1 strings
-        _FIXED + bytes(4) + (wire.MAX_COUNT + 1).to_bytes(4, "little") + bytes(5 * (wire.MAX_COUNT + 1)) + bytes(4),
-        _FIXED + bytes.fromhex("01000000") + _U32 + b"x\0",  # a string of 2^32 - 1 bytes
-        _FIXED + bytes.fromhex("01000000 04000000") + b"a\0b\0\0" + bytes(8),  # a NUL inside
-        _FIXED + bytes.fromhex("01000000 01000000") + b"ab" + bytes(8),  # no NUL behind
-        _FIXED + bytes.fromhex("01000000") + (wire.MAX_STRING + 1).to_bytes(4, "little")
-        + b"x" * (wire.MAX_STRING + 1) + bytes(9),
-        bytes(wire.MAX_MESSAGE - wire._HEADER.size + 1),  # one byte over the bound
-        bytes(210_000),  # longer than is read: MSG_TRUNC
+        _start_with(_U32),  # a list of 2^32 - 1 strings
+        _start_with((wire.MAX_COUNT + 1).to_bytes(4, "little") + _string(b"x") * (wire.MAX_COUNT + 1)),
+        _start_with(_ONE + _U32 + b"x\0"),  # a string of 2^32 - 1 bytes
+        _start_with(_ONE + _string(b"a\0b")),  # a NUL inside
+        _start_with(_ONE + _string(b"a", end=b"b")),  # no NUL behind
+        _start_with(_ONE + _string(b"x" * (wire.MAX_STRING + 1))),
+        # One byte over the bound, in two strings that are within theirs.
+        _start_with((2).to_bytes(4, "little") + _string(b"x" * wire.MAX_STRING)
+                    + _string(b"x" * (_ROOM + 1 - wire.MAX_STRING))),
+        bytes(wire.MAX_MESSAGE + 2000),  # longer than is read: MSG_TRUNC
     ],
     ids="count list string inner-nul no-nul long-string bound truncated".split(),
 )  # fmt: skip
@@ -209,6 +224,13 @@ def test_s2_whatever_is_over_a_bound_ends_all(policy: Path, payload: bytes) -> N
         helper.start("sleep", "2.8284271")
         helper.sock.send(_raw(Type.START, payload))
         violates(helper, "2.8284271")
+
+
+def test_s2_the_payload_of_the_tests_above_is_good_but_for_argv(policy: Path) -> None:
+    with Helper(policy) as helper:
+        helper.sock.send(_raw(Type.START, _start_with(_ONE + _string(b"/no/such"))))
+        reply, _ = helper.receive()
+        assert (reply.type, reply.fields["errno"]) == (Type.ERROR, errno.ENOENT)
 
 
 def test_s2_messages_at_the_bounds_are_served(policy: Path) -> None:
