@@ -3,10 +3,13 @@
 import fcntl
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.checkout import ROOT
 from support.process_usage import fds_of_same_file
 from support.servers import Server, free_address
 from support.wait import wait_until
@@ -67,6 +70,13 @@ def test_s43_each_api_has_copies_of_its_own(make_server: Callable[..., Server], 
 
 
 def test_s43_no_other_process_of_its_user_reaches_into_the_server(server: Server) -> None:
+    """An api that was taken over would else read the key from the server, or live on in it: by ptrace(2), /proc."""
     assert server.process is not None
-    owner = Path(f"/proc/{server.process.pid}/mem").stat()
-    assert owner.st_uid == 0  # of a process that is not dumpable: its user may not open it
+    assert Path(f"/proc/{server.process.pid}/mem").stat().st_uid == 0  # its user may not open it
+    code = (
+        "import ctypes, os; from telehandler.supervisor import caller; os.setresuid(65534, 65534, 65534); "
+        "libc = ctypes.CDLL(None); libc.prctl(4, 1, 0, 0, 0); print(libc.prctl(3, 0, 0, 0, 0)); "
+        "caller.establish(); print(libc.prctl(3, 0, 0, 0, 0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "0"]  # PR_GET_DUMPABLE, of one that was not started as root

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,14 @@ LAUNCH = """
 import os, resource, signal, sys
 exec(sys.argv[1])
 os.execv(sys.argv[2], sys.argv[2:])
+"""
+# The same as another user, who may not be able to read the code: it is loaded before.
+AS_USER = """
+import os, resource
+import telehandler.cli, telehandler.cli.server, telehandler.supervisor.server
+os.setresuid({user}, {user}, {user})
+{state}
+telehandler.cli.main()
 """
 STATES = {
     "sigchld-ignored": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
@@ -101,10 +110,10 @@ def test_r23_a_hard_limit_is_raised_or_named(
         assert server.client("run", "--", "true").returncode == 0
         assert server.stop() == 0
         return
-    state += f"; os.environ['PYTHONPATH'] = {str(ROOT)!r}; os.setresuid({user}, {user}, {user})"
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "check": False, "cwd": ROOT}
+    code = AS_USER.format(state=state, user=user)
     arguments = Server(place, ssl, None).server_arguments()
-    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "check": False, "cwd": "/"}
-    done = subprocess.run([*_launch(state, COMMAND), *arguments], **options)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], **options)
     assert done.returncode == 125, done.stderr
     assert f"`ulimit -H{flag}` must be" in done.stderr
     assert done.stderr.count("\n") == 1
