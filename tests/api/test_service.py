@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import grpc
 import pytest
@@ -15,10 +15,10 @@ from support.servers import Server
 from support.wait import wait_until
 
 from telehandler.api import pagination
-from telehandler.api.service import Service, _handling_s
+from telehandler.api.service import _handling_s
+from telehandler.api.shares import Shares
 from telehandler.common import bounds
 from telehandler.jobs import manager
-from telehandler.jobs.manager import Jobs
 from telehandler.output import watch
 from telehandler.output.log import CHUNK_BYTES
 from telehandler.pb import telehandler_pb2 as pb
@@ -251,12 +251,12 @@ def test_the_original_has_its_four_methods(owner: RawClient, job: pb.JobResponse
 
 
 def test_a_user_without_calls_takes_no_memory() -> None:
-    service = Service(cast("Jobs", None), frozenset(), max_calls=2)
-    service._calls["user"] = 2
-    service._done("user")
-    assert service._calls == {"user": 1}
-    service._done("user")
-    assert [*service._calls] == []
+    shares = Shares(max_calls=2)
+    calls = [shares.begin("user"), shares.begin("user")]
+    shares.end(calls[0])
+    assert [*shares._sums] == ["user"]
+    shares.end(calls[1])
+    assert [*shares._sums] == []
 
 
 def test_a_call_has_the_time_that_its_kind_takes() -> None:
