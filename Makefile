@@ -77,6 +77,24 @@ FUZZ_SECONDS := 300
 fuzz: build  ## a long run of tests/fuzz: make fuzz FUZZ_SECONDS=3600
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) -m pytest tests/fuzz
 
+MUTANTS_FILES :=
+MUTANTS_SAMPLE := 0
+MUTANTS_SEED := 1
+MUTANTS_JOBS := $(shell nproc)
+
+# The tool that changes the code is not among what `make build` installs: only this uses it.
+MUTANTS = $(SUDO) env PYTHONPATH=tests $(PYTHON) -B -m mutants --jobs $(MUTANTS_JOBS)
+
+.PHONY: mutants
+mutants: build  ## which changes of the code no test notices, for hours: make mutants MUTANTS_SAMPLE=100
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[mutants]'
+	$(MUTANTS) --sample $(MUTANTS_SAMPLE) --seed $(MUTANTS_SEED) $(MUTANTS_FILES)
+
+.PHONY: mutants-named
+mutants-named: build  ## a change for each security property, which its tests must notice
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[mutants]'
+	$(MUTANTS) --named $(MUTANTS_FILES)
+
 ARGS :=
 
 # As root, for a server with a helper of its own.

@@ -1,7 +1,7 @@
 /* The setuid way in to the helper: installed root:telehandler, mode 4750, by `make install`.
  *
- * It takes nothing from its caller but fds 0 to 2: no argument, no variable, no signal setting. The caller's limits
- * and timers stay, as with sudo: they bound, or end, his own helper and its jobs, and nobody else's.
+ * It takes nothing from its caller but fds 0 to 2: no argument, no variable, no signal setting, no limit, no timer.
+ * A limit could leave a process of root's that can neither go on nor end.
  * The one fact it passes on is who called (SUDO_UID, as sudo does), since the helper must know whose
  * socket it may serve. */
 #define _GNU_SOURCE
@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 enum { EXIT_SETUP = 125, MAX_GROUPS = 65536 };
@@ -39,12 +40,39 @@ static int may_call(void)
     return 0;
 }
 
+/* Every limit, soft and hard: none, but for those that have a value of their own. Where root may not raise a hard
+ * limit, as in some containers, one is left as it is; but not one that can keep a process from going on. */
+static int reset_limits(void)
+{
+    static const struct rlimit none = {0, 0}, stack = {8 << 20, RLIM_INFINITY}, files = {1 << 20, 1 << 20};
+    for (int kind = 0; kind < RLIM_NLIMITS; kind++) {
+        struct rlimit limit = {RLIM_INFINITY, RLIM_INFINITY};
+        if (kind == RLIMIT_CORE || kind == RLIMIT_NICE || kind == RLIMIT_RTPRIO)
+            limit = none;
+        else if (kind == RLIMIT_STACK)
+            limit = stack;
+        else if (kind == RLIMIT_NOFILE)
+            limit = files;
+        if (setrlimit(kind, &limit) != 0 && (kind == RLIMIT_DATA || kind == RLIMIT_AS || kind == RLIMIT_STACK ||
+                                             kind == RLIMIT_CPU || kind == RLIMIT_FSIZE || kind == RLIMIT_RTTIME))
+            return -1;
+    }
+    return 0;
+}
+
+/* A timer would outlive exec, and end us. */
+static int stop_timers(void)
+{
+    static const struct itimerval never;
+    return setitimer(ITIMER_REAL, &never, NULL) | setitimer(ITIMER_VIRTUAL, &never, NULL) |
+           setitimer(ITIMER_PROF, &never, NULL);
+}
+
 int main(int argc, char **argv)
 {
     char caller[32];
     char *const args[] = {"/usr/bin/python3", "-I", "-S", HELPER, NULL};
     char *const env[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", caller, NULL};
-    const struct rlimit no_core = {0, 0};
     sigset_t none;
 
     (void)argv;
@@ -61,11 +89,17 @@ int main(int argc, char **argv)
         fail("you are not in the group of this program: ask root to add you (usermod --append --groups)");
     snprintf(caller, sizeof caller, "SUDO_UID=%u", (unsigned)getuid());
     sigemptyset(&none);
-    for (int number = 1; number < NSIG; number++) /* an ignored SIGCHLD would outlive exec */
+    if (stop_timers() != 0)
+        fail("cannot stop the caller's timers");
+    for (int number = 1; number < NSIG; number++) { /* an ignored SIGCHLD would outlive exec */
+        signal(number, SIG_IGN);                    /* one that is pending goes */
         signal(number, SIG_DFL);
+    }
     umask(077);
     /* Groups and gid while still privileged, the uid last; setresuid read back, since a failure is fatal. */
-    if (sigprocmask(SIG_SETMASK, &none, NULL) != 0 || setrlimit(RLIMIT_CORE, &no_core) != 0 || chdir("/") != 0 ||
+    if (reset_limits() != 0)
+        fail("a limit of yours (ulimit -H) cannot be raised by root here: start it without");
+    if (sigprocmask(SIG_SETMASK, &none, NULL) != 0 || chdir("/") != 0 ||
         setgroups(0, NULL) != 0 || setresgid(0, 0, 0) != 0 || setresuid(0, 0, 0) != 0 || getuid() != 0 || getgid() != 0)
         fail("cannot become root");
     execve(args[0], args, env);

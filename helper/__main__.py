@@ -5,9 +5,11 @@ of `telehandler/`. Isolated mode (-I) and no site module (-S): no PYTHON* variab
 no user directory has a say in what is loaded.
 """
 
+import errno
 import gc
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -22,10 +24,22 @@ sys.path += ["/usr/lib/python3/dist-packages", os.path.dirname(_HERE)]
 import prctl  # noqa: E402
 
 from helper import cgroup, policy  # noqa: E402
+from helper.link import Link, refuse_fds  # noqa: E402
 from helper.monitor import Monitor  # noqa: E402
+from helper.uids import Uids  # noqa: E402
 from helper.wire import WireError  # noqa: E402
 
-EXIT_SETUP, EXIT_VIOLATION = 125, 3
+EXIT_SETUP, EXIT_AGAIN, EXIT_VIOLATION = 125, 75, 3  # EXIT_AGAIN: it could not start now, and another try may do
+_PASSING = (errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC)
+_MAX_FILES = 1 << 20  # each job holds up to eight fds
+# The helper's own limits, soft and hard; a job gets its own. Of what is not here, whoever is root is not bound.
+_UNLIMITED = "CPU FSIZE DATA STACK AS RTTIME RSS NPROC MEMLOCK SIGPENDING MSGQUEUE".split()
+_NEEDED = {getattr(resource, f"RLIMIT_{name}") for name in _UNLIMITED[:6]}  # else we may be kept from going on
+_RLIMITS = {getattr(resource, f"RLIMIT_{name}"): (resource.RLIM_INFINITY,) * 2 for name in _UNLIMITED} | {
+    resource.RLIMIT_STACK: (8 << 20, resource.RLIM_INFINITY),
+    resource.RLIMIT_NOFILE: (_MAX_FILES, _MAX_FILES),
+    **dict.fromkeys((resource.RLIMIT_CORE, resource.RLIMIT_NICE, resource.RLIMIT_RTPRIO), (0, 0)),
+}
 
 
 def log(message: str) -> None:
@@ -43,53 +57,114 @@ def _options(arguments: list[str]) -> dict[str, str]:
     return options
 
 
-def _socket(allowed_uids: list[int]) -> socket.socket:
-    """fd 0 as the connected socket, its peer checked (S7)."""
+def _leave_caller() -> int:
+    """Nothing of the caller's state stays: fds 0 to 2, signals, timers, limits, umask and directory (S42).
+
+    Returns an fd that becomes readable at SIGTERM; handlers hold no logic (S31).
+    """
+    os.chdir("/")
+    os.umask(0o022)
+    for fd in range(3):  # a closed one would be the next file that is opened
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open("/dev/null", os.O_RDWR)  # takes the lowest that is free
+    for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
+        signal.setitimer(timer, 0)
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_IGN)  # one that is pending goes
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    # A terminal's signals are for the server; the helper ends when the server's socket does. The other two are errors
+    # of a call instead.
+    ignored = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGPIPE, signal.SIGXFSZ)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for kind, values in _RLIMITS.items():
+        try:
+            resource.setrlimit(kind, values)
+        except (ValueError, OSError):  # a container whose root may not raise it
+            if kind in _NEEDED:
+                text = "a hard limit (ulimit -H) cannot be raised by root here: start it without"
+                raise policy.SetupError(text) from None
+            resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)  # all that it has
+    return read_fd
+
+
+def _socket(allowed_uids: list[int]) -> tuple[socket.socket, int]:
+    """fd 0 as a socket whose end shows (S42), its peer checked (S7); a pidfd of the process that made it."""
     try:
         sock = socket.socket(fileno=0)
-        _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        sock.getpeername()  # connected
+        kind = sock.family, sock.type
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise OSError
     except OSError:
-        raise policy.SetupError("stdin is not a socket: start it by telehandler server or local") from None
+        raise policy.SetupError("stdin is not a connected socket: start it by telehandler server or local") from None
+    if kind not in ((socket.AF_UNIX, socket.SOCK_SEQPACKET), (socket.AF_UNIX, socket.SOCK_STREAM)):
+        raise policy.SetupError("stdin is a socket of another kind: start it by telehandler server or local")
     # Root, the caller of the setuid wrapper, the user behind sudo: who started us holds the other end.
     callers = {0, os.getuid(), int(os.environ.get("SUDO_UID", "0"))}
     keeper_for_others = sock.type is socket.SOCK_STREAM and callers != {0}
     if uid not in callers or (allowed_uids and uid not in allowed_uids) or keeper_for_others:
         raise policy.SetupError(f"uid {uid} may not use the helper: see allowed_uids in the policy")
-    return sock
-
-
-def _catch_signals() -> int:
-    """An fd that becomes readable at SIGTERM; handlers hold no logic (S31)."""
-    read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    # A terminal's signals are for the server; the helper ends when the server's socket does.
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
-        signal.signal(number, signal.SIG_IGN)
-    return read_fd
+    refuse_fds(sock)
+    try:
+        return sock, os.pidfd_open(pid)
+    except OSError:  # in another pid namespace, or gone
+        raise policy.SetupError("the process that made stdin's socket is not to be seen from here") from None
 
 
 def _keep(control: socket.socket) -> int:
     """The keeper, for a server that was root: starts a helper for each byte it reads, one after the other.
 
-    It sends the other end of the helper's socket, and reads on once that helper was killed by a signal. Returns the
-    status of one that ended otherwise, which would do so again; 0 when the server is gone.
+    It sends the other end of the helper's socket, and reads on once that helper was killed by a signal, or could not
+    start now. Returns the status of one that ended otherwise, which would do so again; 0 when the server is gone.
     """
+    known_good = False
     while control.recv(1):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
+            refuse_fds(theirs)
             socket.send_fds(control, [b"L"], [ours.fileno()])
             # The helper's end takes the place of our control socket; every other fd closes on exec.
             actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)]
-            pid = os.posix_spawn(sys.executable, sys.orig_argv, {}, file_actions=actions)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])  # a signal as a negative number
-        if status >= 0:
+            try:
+                pid = os.posix_spawn(sys.executable, sys.orig_argv, {}, file_actions=actions)
+            except OSError as error:  # no process to be had: the server, which sees its socket's end, asks again
+                log(f"the helper cannot be started now: {error.strerror}")
+                continue
+        status = _outlive(pid, control)
+        if status is None:
+            return 0
+        known_good |= status < 0
+        if status >= 0 and status != EXIT_AGAIN and not (known_good and status == EXIT_SETUP):
             return status
     return 0
 
 
+def _outlive(pid: int, control: socket.socket) -> int | None:
+    """A helper's exit status, a signal as a negative number; None when the server has gone first.
+
+    The helper then ends too, because its peer is our process.
+    """
+    pidfd, poll = os.pidfd_open(pid), select.poll()
+    try:
+        poll.register(pidfd, select.POLLIN)
+        poll.register(control, select.POLLRDHUP)
+        if pidfd not in dict(poll.poll()):
+            return None
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        os.close(pidfd)
+
+
 def _set_up(options: dict[str, str]) -> tuple[socket.socket, policy.Policy, int]:
-    """fd 0, the policy, and the fd that tells of SIGTERM."""
+    """fd 0, the policy, and a pidfd of the peer."""
     if os.geteuid() != 0:
         raise policy.SetupError("the helper must run as root: by sudo, the setuid wrapper, or from a root shell")
     if os.uname().machine != "x86_64":
@@ -98,33 +173,40 @@ def _set_up(options: dict[str, str]) -> tuple[socket.socket, policy.Policy, int]
     seen: set[str] = set()
     policy.trusted_code(seen)
     rules = policy.load(options.get("--policy"), seen)
-    sock = _socket(rules.allowed_uids)
+    sock, peer_fd = _socket(rules.allowed_uids)
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     os.environ.clear()
-    os.chdir("/")
-    # Each job holds up to eight fds.
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    return sock, rules, _catch_signals()
+    return sock, rules, peer_fd
+
+
+def _monitor(sock: socket.socket, rules: policy.Policy, cgroup_root: str) -> Monitor:
+    base = cgroup.Base(cgroup_root)
+    try:
+        return Monitor(Link(sock), rules, Uids(rules), base)
+    except (OSError, MemoryError):
+        base.remove()
+        raise
 
 
 def main() -> int:
-    """The exit status: 0 after EOF or SIGTERM, 3 after a violation, 125 when it could not start."""
+    """The exit status: 0 after EOF, 3 after a violation, 125 when it could not start, 75 when another try may do."""
     try:
+        signal_fd = _leave_caller()  # must come first
         options = _options(sys.argv[1:])
-        sock, rules, signal_fd = _set_up(options)
+        sock, rules, peer_fd = _set_up(options)
         if sock.type is socket.SOCK_STREAM:
             return _keep(sock)
-        monitor = Monitor(sock, rules, cgroup.Base(options.get("--cgroup-root", rules.cgroup_root)), signal_fd)
-    except (policy.SetupError, OSError) as error:
-        log(str(error))
-        return EXIT_SETUP
+        monitor = _monitor(sock, rules, options.get("--cgroup-root", rules.cgroup_root))
+    except (policy.SetupError, OSError, MemoryError) as error:
+        log(str(error) or "out of memory")
+        passing = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _PASSING)
+        return EXIT_AGAIN if passing else EXIT_SETUP
     # Nothing of the start-up is garbage: frozen, it is not touched, so not copied, in the children.
     gc.freeze()
     try:
-        monitor.run()
+        monitor.run(signal_fd, peer_fd)
     except (WireError, OSError, MemoryError) as error:
         log(f"every job was killed: {type(error).__name__}: {error}")
         return EXIT_VIOLATION

@@ -18,14 +18,17 @@ _PREFIX = "telehandler."
 _CPU_PERIOD_USEC = 100_000
 _READ_BOUND = 64 * 1024
 _END_DEADLINE_S = 10.0  # for the kernel to end what was killed
-# Controller, file, value: `{}` are limits by name, a job's disk, and the quota in each period.
+_TRIES = 100  # to make our directory: more than helpers that can start while we do
+_MOVES = 10  # of the processes out of a cgroup that is to have controllers
+# Controller, file, value: `{}` are limits by name, a job's disk, the quota in each period, and the job's processes
+# with our init.
 _ROWS = (
     ("cpu", "cpu.max", f"{{cpu_quota}} {_CPU_PERIOD_USEC}"),
     ("memory", "memory.max", "{memory_bytes}"),
     ("memory", "memory.high", "{memory_high_bytes}"),
     ("memory", "memory.swap.max", "0"),
     ("memory", "memory.oom.group", "1"),
-    ("pids", "pids.max", "{pids}"),
+    ("pids", "pids.max", "{all_pids}"),
     ("io", "io.max", "{disk} rbps={read_bps} wbps={write_bps} riops={read_iops} wiops={write_iops}"),
 )
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -107,18 +110,47 @@ def disks(paths: list[str]) -> list[str]:
 
 
 class Base:
-    """The helper's directory `telehandler.PID`, locked so that no other helper sweeps it."""
+    """The helper's directory `telehandler.PID`, locked so that no other helper sweeps it.
+
+    Only root may open it, so nobody else can hold its lock.
+    """
 
     def __init__(self, wanted: str) -> None:
         self.root = root = find_root(wanted)
         for name in os.listdir(root):
             if name.startswith(_PREFIX):
                 _sweep(f"{root}/{name}")
-        self.path = f"{root}/{_PREFIX}{os.getpid()}"
-        os.mkdir(self.path, 0o755)
-        self.fd = os.open(self.path, _OPEN_DIR)
-        fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self.controllers = self._enable()
+        self.path, self.fd = self._make(f"{root}/{_PREFIX}{os.getpid()}")
+        try:
+            self.controllers = self._enable()
+        except OSError:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Ends what is in it, and removes it."""
+        end(self.fd, self.path)
+
+    @staticmethod
+    def _make(wanted: str) -> tuple[str, int]:
+        """The directory, made and locked: its path and fd.
+
+        Between the two, a helper that starts beside us may sweep it, as one that was left: then it is made again.
+        """
+        path = wanted
+        for number in range(_TRIES):
+            try:
+                os.mkdir(path, 0o700)
+            except FileExistsError:  # of a helper with our pid, in another pid namespace
+                path = f"{wanted}-{number}"
+                continue
+            with suppress(FileNotFoundError):  # swept before it was opened
+                fd = os.open(path, _OPEN_DIR)
+                fcntl.flock(fd, fcntl.LOCK_EX)  # who has it is sweeping, and that is bounded
+                if os.path.exists(path) and os.fstat(fd).st_ino == os.stat(path).st_ino:
+                    return path, fd
+                os.close(fd)
+        raise OSError(errno.EAGAIN, "other helpers sweep it again and again", wanted)
 
     def _enable(self) -> set[str]:
         """Turns on every controller of ours that the root has; the ones that ended up on."""
@@ -126,16 +158,25 @@ class Base:
         # A subtree delegated with us in it: controllers go on only once a leaf has its processes, all that it has.
         if os.path.exists(f"{self.root}/cgroup.type") and str(os.getpid()) in read(root_fd, "cgroup.procs").split():
             os.makedirs(f"{self.root}/main", exist_ok=True)
-            # Three times: what a process bore before it was moved is found the next time.
-            for pid in (pid for _ in range(3) for pid in read(root_fd, "cgroup.procs").split()):
-                with suppress(OSError):  # it has just ended, or is not ours to see
-                    write(root_fd, "main/cgroup.procs", pid)
-        for controller in CONTROLLERS:
-            with suppress(OSError):  # stays off: a job that needs it is refused
-                for fd in (root_fd, self.fd):
-                    write(fd, "cgroup.subtree_control", f"+{controller}")
+            # Again and again: what a process bore before it was moved, or who has just come, is found the next time.
+            for _ in range(_MOVES):
+                for pid in read(root_fd, "cgroup.procs").split():
+                    with suppress(OSError):  # it has just ended, or is not ours to see
+                        write(root_fd, "main/cgroup.procs", pid)
+                if self._switch_on(root_fd):
+                    break
+        self._switch_on(root_fd)
         os.close(root_fd)
         return set(read(self.fd, "cgroup.subtree_control").split())
+
+    def _switch_on(self, root_fd: int) -> bool:
+        """Whether every controller of ours that the root has is on; what stays off refuses the jobs that need it."""
+        for controller in CONTROLLERS:
+            with suppress(OSError):
+                for fd in (root_fd, self.fd):
+                    write(fd, "cgroup.subtree_control", f"+{controller}")
+        there = set(read(root_fd, "cgroup.controllers").split()) & set(CONTROLLERS)
+        return there <= set(read(self.fd, "cgroup.subtree_control").split())
 
     def job_path(self, handle: int) -> str:
         return f"{self.path}/job-{handle}"
@@ -150,18 +191,22 @@ class Base:
         usable = self.controllers - (set() if disk_list else {"io"})
         missing = [name for name in CONTROLLERS if name not in usable and name not in without]
         if missing:
-            cause = "has no disk to act on" if missing[0] in self.controllers else f"is not available in {self.root}"
-            text = f"the cgroup controller {missing[0]} {cause}, so its limits cannot be enforced: "
+            cause, remedy = f"is not available in {self.root}", ""
+            if missing[0] in self.controllers:
+                cause = "finds no disk behind the job's files, as on an overlay, btrfs or zfs"
+                remedy = 'name the disk in the policy, such as io_devices = ["/dev/sda"]; or '
+            text = f"the cgroup controller {missing[0]} {cause}, so its limits cannot be enforced: {remedy}"
             text += "the policy's allow_missing_controllers can allow jobs without it"
             raise Refusal(Stage.LIMIT, errno.EOPNOTSUPP, text)
         quota = limits["cpu_millis"] * _CPU_PERIOD_USEC // 1000
+        values = limits | {"cpu_quota": quota, "all_pids": limits["pids"] + 1}
         rows = [(file, value, disk_list if name == "io" else [""]) for name, file, value in _ROWS if name in usable]
-        return [(file, value.format(disk=disk, cpu_quota=quota, **limits)) for file, value, on in rows for disk in on]
+        return [(file, value.format(disk=disk, **values)) for file, value, on in rows for disk in on]
 
 
 def _sweep(path: str) -> None:
     """Ends what a helper that was killed left: its lock is gone, its directory is not."""
-    with suppress(FileNotFoundError, BlockingIOError):  # another helper swept it, or has it
+    with suppress(OSError):  # another helper swept it, or has it; what else cannot be swept must not keep us from work
         fd = os.open(path, _OPEN_DIR)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

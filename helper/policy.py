@@ -4,6 +4,7 @@ Read once, before the first request. policy.toml beside this file is the built-i
 schema: a file of the administrator's may set its keys anew, and no others.
 """
 
+import errno
 import os
 import re
 import stat
@@ -12,6 +13,8 @@ import tomllib
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+
+from helper.wire import Stage
 
 BUILT_IN = os.path.join(os.path.dirname(os.path.realpath(__file__)), "policy.toml")
 DEFAULT_PATH = "/etc/telehandler/policy.toml"
@@ -94,7 +97,7 @@ class _Source:
         for keys, wanted, valid in _CHECKS:
             if key in keys.split() and not all(map(valid, items)):
                 raise self.error(name, wanted)
-        least = 0 if name == "limits.default.memory_high_bytes" else 1  # 0: made of memory_bytes
+        least = 0 if name == "limits.default.memory_high_bytes" else 1  # 0: as memory_bytes
         if type(value) is int and not least <= value < 1 << 62:
             raise self.error(name, f"a number of {least} or more")
 
@@ -105,15 +108,40 @@ def parse(path: str, text: str) -> Policy:
     with open(BUILT_IN, encoding="utf-8") as file:
         top = source.merge(_Source(BUILT_IN, file.read(_MAX_FILE)).tables, source.tables, "")
     default, maximum = top["limits"]["default"], top["limits"]["maximum"]
-    default["memory_high_bytes"] = default["memory_high_bytes"] or default["memory_bytes"] * 3 // 4
+    default["memory_high_bytes"] = default["memory_high_bytes"] or default["memory_bytes"]
     for key, value in default.items():
         if value > maximum[key]:
             raise source.error(f"limits.maximum.{key}", "at least the default")
+    if default["memory_high_bytes"] > default["memory_bytes"]:
+        raise source.error("limits.default.memory_high_bytes", "at most memory_bytes")
     first, count = top["job_uids"]["first"], top["job_uids"]["count"]
     if first < 1000 or first + count > 1 << 31 or count < top["max_jobs"]:
         raise source.error("job_uids", "from 1000 to 2^31 - 1 and hold max_jobs")
     profiles = {name: Profile(profile_name=name, **table) for name, table in top["profile"].items()}
     return Policy(profiles=profiles, uid_first=first, uid_count=count, default=default, maximum=maximum, **top)
+
+
+def limits_of(policy: Policy, profile: Profile, limits: dict[str, int]) -> dict[str, int]:
+    """A job's limits, of what it asks for (0: the default) and the policy. Raises Refusal."""
+    asked = {name: value for name, value in limits.items() if value}
+    for name, value in asked.items():
+        if value > policy.maximum[name]:
+            raise Refusal(Stage.LIMIT, errno.EINVAL, f"{name} is over {policy.maximum[name]}, the policy's maximum")
+    final: dict[str, int] = policy.default | asked
+    memory = final["memory_bytes"]
+    # memory.high below memory.max makes a job crawl instead of ending it: only for who wants that.
+    if "memory_bytes" in asked and "memory_high_bytes" not in asked:
+        final["memory_high_bytes"] = min(memory, policy.maximum["memory_high_bytes"])
+    # Files in memory are the job's memory. They end with ENOSPC before the job does, and leave it a quarter at least.
+    for name, share, other in (("tmp_bytes", memory // 2, "shm_bytes"), ("shm_bytes", memory // 4, "tmp_bytes")):
+        size = min(profile.tmp_bytes, policy.maximum[name], share, memory - final.get(other, 0))
+        final.setdefault(name, max(size, 1))  # 0 would be no limit: tmpfs(5)
+    if final["memory_high_bytes"] > memory:
+        raise Refusal(Stage.LIMIT, errno.EINVAL, f"memory_high_bytes is over the job's memory_bytes, {memory}")
+    if final["tmp_bytes"] + final["shm_bytes"] > memory:
+        text = f"tmp_bytes and shm_bytes, which are of the job's memory, are over its memory_bytes, {memory}"
+        raise Refusal(Stage.LIMIT, errno.EINVAL, text)
+    return final
 
 
 def load(path: str | None, seen: set[str]) -> Policy:
@@ -127,7 +155,11 @@ def load(path: str | None, seen: set[str]) -> Policy:
             text = file.read(_MAX_FILE + 1)
         if len(text) > _MAX_FILE:
             raise SetupError(f"{chosen} has over {_MAX_FILE} bytes")
-        return parse(chosen, text.decode())
+        rules = parse(chosen, text.decode())
+        for device in rules.io_devices:
+            if not stat.S_ISBLK(os.stat(device).st_mode):
+                raise SetupError(f"{chosen}: io_devices: {device} is not a block device")
+        return rules
     except (OSError, UnicodeDecodeError) as error:
         raise SetupError(f"the policy cannot be read: {error}") from None
 

@@ -15,7 +15,7 @@ import struct
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
-from helper import confine
+from helper import attributes, confine, view
 from helper import syscalls as sc
 from helper.policy import Profile
 from helper.wire import Stage
@@ -28,6 +28,10 @@ _CHILD_FDS = ("stdin", "stdout", "stderr", "status", "result")  # as 0 to 4
 _STATUS_FD, _RESULT_FD = 3, 4
 _NAMESPACES = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC
 _ALL = signal.valid_signals()
+# Signals that an init cannot wait for, SIGSTOP and the two that libc keeps to itself, come as the value of another. So
+# does SIGCHLD, which by itself is about the init's own children.
+CARRIED, CARRIER = (signal.SIGSTOP, signal.SIGCHLD, 32, 33), signal.SIGRTMAX
+_SI_QUEUE = -1  # si_code of a signal with a value
 
 
 class Order(NamedTuple):
@@ -40,6 +44,7 @@ class Order(NamedTuple):
     uid: int
     limits: dict[str, int]
     rows: list[tuple[str, str]]  # cgroup files and their values
+    merge_stderr: bool  # stdout's pipe is stderr's too; the pipe of stderr has no writer, so it is at its end
 
 
 def spawn(order: Order, cgroup_fd: int) -> tuple[int, dict[str, int]]:
@@ -53,6 +58,8 @@ def spawn(order: Order, cgroup_fd: int) -> tuple[int, dict[str, int]]:
     try:
         for name, flags in _PIPES.items():
             ours[name], childs[name] = os.pipe2(os.O_CLOEXEC | flags)
+        if order.merge_stderr:
+            os.dup2(childs["stdout"], childs["stderr"], inheritable=False)
         childs["stdin"] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         network = 0 if order.profile.network == "host" else sc.CLONE_NEWNET
         pid, ours["pidfd"] = sc.clone3(_NAMESPACES | network, cgroup_fd)
@@ -73,20 +80,24 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
     report_fd, stage = fds[3], Stage.CLONE
     try:
         signal.set_wakeup_fd(-1)
+        os.setsid()  # a signal to the helper's group (timeout, a terminal) is not for the job: its init passes on all
         _arrange_fds(fds)
         report_fd = _STATUS_FD
         sc.unshare(sc.CLONE_NEWCGROUP)  # only now is the job's cgroup its root
         os.umask(0o022)
         stage = Stage.MOUNT
-        confine.change_root(order.profile)
+        view.change_root(order.profile, order.limits)
         os.closerange(_RESULT_FD + 1, os.sysconf("SC_OPEN_MAX"))
         stage = Stage.NETWORK
-        socket.sethostname(confine.HOSTNAME)
+        socket.sethostname(view.HOSTNAME)
         if order.profile.network != "host":
             confine.set_up_network()
         stage = Stage.LIMIT
-        confine.set_rlimits(order.limits)
+        attributes.set_rlimits(order.limits)
         stage = Stage.PRIVILEGE
+        # Must come before the privileges go, which they take.
+        attributes.set_scheduling()
+        attributes.set_proc_attributes(order.uid)
         for fd in (1, 2):  # so that the job can open /dev/stdout and /dev/stderr
             os.fchown(fd, order.uid, order.uid)
         confine.drop_privileges(order.uid)
@@ -136,10 +147,12 @@ def _init(main: int) -> NoReturn:
     """pid 1: reaps orphans, passes signals on, ends with the main process; the kernel ends the rest."""
     os.closerange(0, _RESULT_FD)
     while True:
-        number = signal.sigwaitinfo(_ALL).si_signo
-        if number != signal.SIGCHLD:
+        info = signal.sigwaitinfo(_ALL)
+        if info.si_signo != signal.SIGCHLD:
+            carries = info.si_signo == CARRIER and info.si_code == _SI_QUEUE
+            number = info.si_status if carries else info.si_signo  # the first is where siginfo_t has the value
             # What a terminal sends goes to the whole group, as from a terminal.
-            with suppress(ProcessLookupError, PermissionError):  # not yet its own group, or just dead
+            with suppress(OSError):  # not yet its own group, or just dead; or the job sent us a value of its own
                 (os.killpg if number in (signal.SIGINT, signal.SIGQUIT) else os.kill)(main, number)
             continue
         pid = -1

@@ -4,6 +4,7 @@ The only ctypes of the helper. Numbers are x86_64's; the helper refuses other ma
 """
 
 import ctypes
+import errno
 import os
 import signal
 import struct
@@ -14,13 +15,16 @@ _CLONE_PIDFD, _CLONE_INTO_CGROUP = 0x00001000, 0x200000000
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 32, 4096, 16384, 1 << 18, 2
+_PERSONALITY_OF_X86_64, _PR_SET_TIMERSLACK, _DEFAULT_SLACK_NS, _IOPRIO_WHO_PROCESS = 0, 29, 50_000, 1
 
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 _OPEN_TREE_CLONE, _RESOLVE_NO_SYMLINKS, _MOVE_MOUNT_EMPTY_PATHS = 1, 4, 0x4 | 0x40  # the last: both ends are fds
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _KEYCTL_JOIN_SESSION_KEYRING = 22, 2, 1
 
+_SYS_SET_MEMPOLICY, _SYS_IOPRIO_SET = 238, 251
 _SYS_RT_SIGACTION, _SYS_PIVOT_ROOT, _SYS_KEYCTL, _SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 13, 155, 250, 428, 429
-_SYS_CLONE3, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 435, 437, 442
+_SYS_PIDFD_SEND_SIGNAL, _SYS_CLONE3, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 424, 435, 437, 442
+_SI_QUEUE, _SIGINFO_BYTES = -1, 128
 
 # PyDLL keeps the GIL: clone3 must return in the child with the interpreter's locks as they were.
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -69,9 +73,10 @@ def pivot_root(new_root: str, put_old: str) -> None:
     _check(_libc.syscall(_SYS_PIVOT_ROOT, os.fsencode(new_root), os.fsencode(put_old)), new_root)
 
 
-def open_nofollow(path: str) -> int:
-    """An O_PATH fd; a symbolic link anywhere in `path` is an error (ELOOP). See openat2(2)."""
-    how = struct.pack("<QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS)
+def open_nofollow(path: str, last_may_be_link: bool = False) -> int:
+    """An O_PATH fd; a symbolic link in `path` is an error (ELOOP), or as its last part the fd's. See openat2(2)."""
+    flags = os.O_PATH | os.O_CLOEXEC | (os.O_NOFOLLOW if last_may_be_link else 0)
+    how = struct.pack("<QQQ", flags, 0, _RESOLVE_NO_SYMLINKS)
     return _check(_libc.syscall(_SYS_OPENAT2, _AT_FDCWD, os.fsencode(path), how, len(how)), path)
 
 
@@ -99,6 +104,25 @@ def move_mount(tree_fd: int, target_fd: int) -> None:
 def new_session_keyring() -> None:
     """Leaves the session keyring that was inherited for an empty one. See keyctl(2)."""
     _check(_libc.syscall(_SYS_KEYCTL, _KEYCTL_JOIN_SESSION_KEYRING, None), "keyctl")
+
+
+def pidfd_queue_signal(pidfd: int, number: int, value: int) -> None:
+    """Sends a signal with a value, as sigqueue(3) does. See pidfd_send_signal(2)."""
+    # Of siginfo_t: si_signo, si_errno, si_code, padding, si_pid, si_uid, si_value.
+    info = struct.pack("=iiiiiIQ", number, 0, _SI_QUEUE, 0, 0, 0, value).ljust(_SIGINFO_BYTES, b"\0")
+    _check(_libc.syscall(_SYS_PIDFD_SEND_SIGNAL, pidfd, number, info, 0), "pidfd_send_signal")
+
+
+def default_scheduling() -> None:
+    """What sched(7) does not name: I/O priority, timer slack, address randomisation, the NUMA policy of memory.
+
+    See ioprio_set(2), prctl(2), personality(2), set_mempolicy(2).
+    """
+    _check(_libc.syscall(_SYS_IOPRIO_SET, _IOPRIO_WHO_PROCESS, 0, 0), "ioprio_set")
+    _check(_libc.prctl(_PR_SET_TIMERSLACK, _DEFAULT_SLACK_NS, 0, 0, 0), "timer slack")
+    _check(_libc.personality(_PERSONALITY_OF_X86_64), "personality")
+    if _libc.syscall(_SYS_SET_MEMPOLICY, 0, None, 0) < 0 and ctypes.get_errno() != errno.ENOSYS:  # without NUMA
+        _check(-1, "set_mempolicy")
 
 
 def default_signals() -> None:

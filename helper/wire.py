@@ -9,18 +9,19 @@ import struct
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"TLHD"
-MAX_MESSAGE = 64 * 1024  # bytes, header included
-MAX_COUNT = 1024  # strings in a list
-MAX_STRING = 32 * 1024  # bytes
+MAX_MESSAGE = 200 * 1024  # bytes, header included: what a socket of the default buffer takes in one datagram
+MAX_COUNT = 16 * 1024  # strings in a list
+MAX_STRING = 128 * 1024 - 1  # bytes: as much as exec takes in one argument, its NUL not counted (execve(2))
 MAX_TEXT = 1024  # bytes of an error's message
 MAX_FDS = 3  # stdout, stderr, cgroup directory
 MAX_SIGNAL = 64
 # The limits of a START, each a u64, 0 for the policy's default: thousandths of a core; bytes; bytes or
-# operations a second on each disk that backs the job's files; RLIMIT_FSIZE; RLIMIT_NOFILE; wall-clock milliseconds.
+# operations a second on each disk that backs the job's files; RLIMIT_FSIZE; RLIMIT_NOFILE; wall-clock milliseconds;
+# sizes of /tmp and of /dev/shm.
 LIMITS = "cpu_millis memory_bytes memory_high_bytes pids read_bps write_bps read_iops write_iops"
-LIMITS += " file_bytes open_files timeout_ms"
+LIMITS += " file_bytes open_files timeout_ms tmp_bytes shm_bytes"
 
 
 class WireError(Exception):
@@ -30,7 +31,7 @@ class WireError(Exception):
 class Type(IntEnum):
     """Message types: requests below 128, the helper's replies and events from 128."""
 
-    HELLO, START, SIGNAL, KILL, RELEASE, SHUTDOWN, CHECK = 1, 2, 3, 4, 5, 6, 7
+    HELLO, START, SIGNAL, KILL, RELEASE, SHUTDOWN, CHECK, CANCEL = 1, 2, 3, 4, 5, 6, 7, 8
     WELCOME, STARTED, DONE, ERROR, EXITED, ADOPT, VERDICT = 128, 129, 130, 131, 132, 133, 134
 
 
@@ -47,14 +48,16 @@ class Stage(IntEnum):
 
 _FACTS = "handle exit_code signal oom_kills user_usec system_usec max_rss_bytes cgroup_usec memory_peak_bytes"
 _FACTS += " pids_refused killed timed_out"
-_START = "16s11Q", f"tag {LIMITS}", "place argv env"
+_START = f"16sI{len(LIMITS.split())}Q", f"tag merge_stderr {LIMITS}", "place argv env"
 # Fixed fields (struct's codes, little-endian), their names, and the names of the lists that follow. A list is a
 # u32 count of strings; a string a u32 count, its bytes without NUL, and a NUL. `tag` is opaque to the helper and
-# comes back in ADOPT; `place` is the profile's name and the working directory, both may be empty.
+# comes back in ADOPT; `place` is the profile's name and the working directory, both may be empty; `merge_stderr` is
+# 0 or 1; `start_id` is the request id of a START.
 LAYOUT = {
     Type.HELLO: ("", "", ""),
     Type.START: _START,
     Type.CHECK: _START,
+    Type.CANCEL: ("I", "start_id", ""),
     Type.SIGNAL: ("QI", "handle signal", ""),
     Type.KILL: ("Q", "handle", ""),
     Type.RELEASE: ("Q", "handle", ""),

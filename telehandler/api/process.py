@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from telehandler.api import tls
-from telehandler.common import bounds, control, privileges  # tls sets grpc's environment: must come before grpc
+from telehandler.api import tls  # sets grpc's environment: must come before grpc
+from telehandler.common import bounds, control, privileges, process_state
 
 import grpc.aio  # isort: skip
 
@@ -37,23 +37,27 @@ _OPTIONS = (
     ("grpc.max_concurrent_streams", bounds.MAX_STREAMS),
     ("grpc.server_handshake_timeout_ms", bounds.HANDSHAKE_TIMEOUT_S * 1000),
     ("grpc.so_reuseport", 0),  # a second server on the port must fail
+    *bounds.RECEIVE_WINDOW,
     *bounds.KEEPALIVE,
     ("grpc.http2.min_ping_interval_without_data_ms", bounds.LEAST_PING_INTERVAL_S * 1000),
 )
 
 
 def main() -> None:
-    """Runs until SIGTERM, which hands the jobs over to the next api, or until the supervisor says so or is gone.
+    """Runs until the supervisor says so or is gone. Exit status 125: it could not start, and no other could.
 
-    Exit status 125: it could not start, and no other could.
+    A signal to the whole process group or cgroup is the supervisor's to act on: were the api to end by it, there would
+    be nobody to end the jobs in order (R25).
     """
+    process_state.establish()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     try:
         _drop_privileges()
         # Each connection is an fd, each job four.
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        with contextlib.suppress(KeyboardInterrupt):
-            _run(socket.socket(fileno=0))
+        _run(socket.socket(fileno=0))
     except (HelperUnavailable, OSError, sqlite3.Error) as error:
         print(f"telehandler: the api cannot go on: {error}", file=sys.stderr)
         sys.exit(EXIT_AGAIN)
@@ -67,10 +71,11 @@ def _run(supervisor: socket.socket) -> None:
     if message is None:
         return
     spec = message.spec
-    credentials, note = tls.server_credentials(tls.Files(*spec["tls_files"]), tls.Files(*spec["tls_copies"]))
+    files, copies = tls.Files(*spec["tls_files"]), tls.Files(*spec["tls_copies"])
+    credentials, note = tls.server_credentials(files, copies, spec["strict"])
     control.send(supervisor, "ready")
     message = control.receive(supervisor)
-    if message is None:
+    if message is None or message.kind != "link":  # ended before it began
         return
     asyncio.run(_serve(supervisor, spec, credentials, note, message.fd))
 
@@ -87,12 +92,10 @@ async def _serve(
 ) -> None:
     loop = asyncio.get_running_loop()
     stopped: asyncio.Future[float] = loop.create_future()  # the grace for calls under way
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _settle, stopped, HAND_OVER_GRACE_S)
     state = Path(spec["state_dir"])
     records = Records(state)
     link = HelperLink(socket.socket(fileno=helper_fd))
-    jobs = Jobs(state, link, records, spec["cwd"].encode(), Keep(**spec["keep"]))
+    jobs = Jobs(state, link, records, os.fsencode(spec["cwd"]), Keep(**spec["keep"]), spec["max_jobs_per_user"])
     await jobs.adopt()
     connections = ("grpc.max_allowed_incoming_connections", spec["max_connections"])
     server = grpc.aio.server(options=(*_OPTIONS, connections))
@@ -101,6 +104,11 @@ async def _serve(
     address = _listen(server, spec["listen"], credentials)
     await server.start()
     with contextlib.suppress(OSError):  # nobody reads any more
+        if spec["first"] and link.missing_controllers:
+            tls.tell(
+                f"limits that the controllers {', '.join(link.missing_controllers)} would enforce are not in force: "
+                "this machine lacks them, and the policy allows it; `telehandler check` says more"
+            )
         if note:
             tls.tell(note)
         print(f"telehandler: listening on {address}", file=sys.stderr, flush=True)
@@ -133,6 +141,8 @@ def _hear(
     if message is None:
         loop.remove_reader(supervisor)
         return _settle(stopped, 0)
+    if message.kind == "hand-over":
+        return _settle(stopped, HAND_OVER_GRACE_S)
     work = _take(message.fd, jobs) if message.kind == "link" else _end(jobs, stopped, message.kind == "end")
     task = loop.create_task(work)
     orders.add(task)
@@ -155,14 +165,20 @@ async def _end(jobs: Jobs, stopped: "asyncio.Future[float]", kill: bool) -> None
 
 def _listen(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials) -> str:
     host, _, port = listen.rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:  # grpc would take 70000 for 4464
+        raise TelehandlerError(f"cannot listen on {listen}: --listen is [HOST]:PORT, with a port from 0 to 65535")
     address = f"{host or '[::]'}:{port}"
     try:
         number = server.add_secure_port(address, credentials)
-    except (RuntimeError, OSError):
+    except (RuntimeError, OSError, ValueError):  # the last: letters that no address has
         number = 0
     if not number:
         raise TelehandlerError(
             f"cannot listen on {listen}: the port is in use, may not be used, or the address is not this machine's; "
             "choose another --listen"
         )
-    return f"{host or 'localhost'}:{number}"
+    every = {"": "", "[::]": "", "0.0.0.0": " IPv4"}.get(host)
+    if every is None:
+        return f"{host}:{number}"
+    shown = host or ("[::]" if socket.has_dualstack_ipv6() else "0.0.0.0")
+    return f"{shown}:{number} (every{every} address)"

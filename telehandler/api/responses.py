@@ -13,7 +13,7 @@ from helper.wire import Stage
 from telehandler.api.validation import Refusal
 from telehandler.common import capacity
 from telehandler.common.errors import Exhausted, HelperRefused, RequestReused, ServerEnding, TelehandlerError
-from telehandler.common.states import State
+from telehandler.common.states import Reason, State
 from telehandler.jobs.job import Job
 from telehandler.pb import telehandler_pb2 as pb
 
@@ -61,12 +61,17 @@ def state(job: Job) -> str:
     return pb.JobState.Name(job.record.state)
 
 
+def _exit_code(job: Job) -> int:
+    """Of a job that was lost nobody knows it, and nobody may take it for a success."""
+    return -1 if job.record.reason is Reason.LOST else job.record.exit_code
+
+
 def end_metadata(job: Job) -> tuple[tuple[str, str], ...]:
     record = job.record
     return (
         ("telehandler-state", record.state.name.lower()),
         ("telehandler-reason", record.reason.name.lower()),
-        ("telehandler-exit-code", str(record.exit_code)),
+        ("telehandler-exit-code", str(_exit_code(job))),
         ("telehandler-signal", str(record.signal)),
         ("telehandler-detail", record.extra.get("log_error", "")),
     )
@@ -77,7 +82,7 @@ def status(job: Job) -> pb.JobStatus:
     answer = pb.JobStatus(
         name=record.name,
         state=state(job),
-        exit_code=record.exit_code,
+        exit_code=_exit_code(job),
         owner=record.owner,
         argv=record.argv,
         reason=pb.JobReason.Name(record.reason),

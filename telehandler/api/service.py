@@ -2,21 +2,24 @@
 
 import asyncio
 import signal
+import time
 import uuid as uuids
-from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
 
-from telehandler.api import pagination, responses, validation
+from telehandler.api import pagination, responses, shares, validation
 from telehandler.api.auth import AuthError, Caller, caller_of
 from telehandler.api.responses import Context
 from telehandler.api.tls import TLS_VERSION
 from telehandler.api.validation import Refusal
-from telehandler.common import bounds
+from telehandler.common import bounds, limits
+from telehandler.common.turns import Threads, Turns
 from telehandler.jobs import manager as core
 from telehandler.jobs.job import Job
 from telehandler.jobs.manager import Jobs
@@ -33,10 +36,11 @@ class Service:
     """Handlers by RPC name. A handler gets the caller; what has no handler is not served."""
 
     def __init__(self, jobs: Jobs, admins: frozenset[str], max_calls: int) -> None:
-        self._max_calls = max_calls  # of one user, under way at once
         self._chunks = Chunks()
         self._jobs, self._admins = jobs, admins
-        self._calls: Counter[str] = Counter()  # under way, by user
+        self._shares = shares.Shares(max_calls)
+        self._lists = Turns(1, 1)  # a page is some ten milliseconds of the event loop
+        self._tails = Threads("tail", 2, 1)
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """All RPCs under our name, and under the original's."""
@@ -48,19 +52,17 @@ class Service:
             "GetJobStatus": (pb.GetJobStatusRequest, self.get_job_status),
             "SignalJob": (pb.SignalJobRequest, self.signal_job),
         }
+        # On the wire a request is a stream of one message. As a stream a handler has it from the headers on, so that
+        # the caller is known, and counted, before anything of the message is read: grpc would read it first.
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._call(handler),
-                request_deserializer=message.FromString,
-                response_serializer=lambda answer: answer.SerializeToString(),
-            )
-            for name, (message, handler) in unary.items()
+            name: _unary(self._call(handler, message)) for name, (message, handler) in unary.items()
         }
         # No serialiser: chunks are serialised once for all watchers.
-        methods["WatchJobOutput"] = grpc.unary_stream_rpc_method_handler(
-            self._call(self.watch_job_output), request_deserializer=pb.WatchJobOutputRequest.FromString
+        methods["WatchJobOutput"] = grpc.stream_stream_rpc_method_handler(
+            self._call(self.watch_job_output, pb.WatchJobOutputRequest)
         )
-        original = {name: methods[name] for name in ("StartJob", "StopJob", "GetJobStatus", "WatchJobOutput")}
+        original = {name: methods[name] for name in ("StopJob", "GetJobStatus", "WatchJobOutput")}
+        original["StartJob"] = _unary(self._call(self.start_merged, pb.StartJobRequest))
         return [
             grpc.method_handlers_generic_handler(SERVICE, methods),
             grpc.method_handlers_generic_handler(ORIGINAL_SERVICE, original),
@@ -74,9 +76,17 @@ class Service:
             raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "a job's parent must be its caller")
         wanted = validation.start_request(request, owner)
         if request.validate_only:
-            return pb.JobResponse(sandbox=await self._jobs.check(wanted))
+            rows = await self._jobs.check(wanted)
+            return pb.JobResponse(sandbox=rows, unenforced_limits=limits.without_file(rows))
         job = await self._jobs.start(wanted)
-        return pb.JobResponse(name=job.record.name, uid=job.record.uuid, state=responses.state(job))
+        answer = pb.JobResponse(name=job.record.name, uid=job.record.uuid, state=responses.state(job))
+        answer.unenforced_limits.extend(await self._jobs.unenforced(wanted))
+        return answer
+
+    async def start_merged(self, request: pb.StartJobRequest, caller: Caller, context: Context) -> pb.JobResponse:
+        """The original's: its jobs have one pipe for both streams."""
+        request.merge_stderr = True
+        return await self.start_job(request, caller, context)
 
     async def stop_job(self, request: pb.StopJobRequest, caller: Caller, context: Context) -> Empty:
         job = self._find(request.name, caller)
@@ -100,9 +110,16 @@ class Service:
         except ValueError:
             text = "the page token is of no page before of the same list: begin without one"
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text) from None
-        jobs, more = self._jobs.list_jobs(query.owner, query.states, query.prefix, after, size)
-        token = pagination.pack(query, jobs[-1].record.cursor) if more else ""
-        return pb.ListJobsResponse(jobs=[responses.status(job) for job in jobs], next_page_token=token)
+        await self._lists.take(caller.name)
+        began_s = time.monotonic()
+        try:
+            jobs, more = self._jobs.list_jobs(query.owner, query.states, query.prefix, after, size)
+            token = pagination.pack(query, jobs[-1].record.cursor) if more else ""
+            return pb.ListJobsResponse(jobs=[responses.status(job) for job in jobs], next_page_token=token)
+        finally:
+            # Half of the event loop's time is for other calls, which grpc hands over one by one.
+            pause_s = time.monotonic() - began_s
+            asyncio.get_running_loop().call_later(pause_s, self._lists.give_back, caller.name)
 
     async def delete_job(self, request: pb.DeleteJobRequest, caller: Caller, context: Context) -> Empty:
         job = self._find(request.name, caller)
@@ -133,7 +150,7 @@ class Service:
         log = self._jobs.open_log(job)
         self._chunks.join(self._jobs.running)
         try:
-            options = await validation.watch_options(request, log)
+            options = await validation.watch_options(request, log, partial(self._tails.run, caller.name))
             async for message in watch.messages(log, self._chunks, options):
                 await context.write(message)
             if log.ended:
@@ -155,21 +172,6 @@ class Service:
         except AuthError as error:
             raise Refusal(grpc.StatusCode.UNAUTHENTICATED, str(error)) from None
 
-    def _admit(self, context: Context) -> Caller:
-        """The caller, whose call is counted until it ends."""
-        caller = self._caller(context)
-        if self._calls[caller.name] >= self._max_calls:
-            text = f"{self._max_calls} calls of one user are under way: end some, such as watches"
-            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
-        self._calls[caller.name] += 1
-        context.add_done_callback(lambda _: self._done(caller.name))  # type: ignore[arg-type]  # the stub names a class
-        return caller
-
-    def _done(self, user: str) -> None:
-        self._calls[user] -= 1
-        if not self._calls[user]:
-            del self._calls[user]
-
     def _find(self, name: str, caller: Caller) -> Job:
         """The caller's job, or anybody's for an admin; someone else's and none at all look the same."""
         words = name.split("/")
@@ -184,15 +186,34 @@ class Service:
             raise Refusal(grpc.StatusCode.NOT_FOUND, _NO_JOB)
         return job
 
-    def _call(self, handler: Callable[[Any, Caller, Context], Awaitable[Any]]) -> Callable[[Any, Context], Any]:
-        async def call(request: Any, context: Context) -> Any:
+    def _call(
+        self, handler: Callable[[Any, Caller, Context], Awaitable[Any]], message: type[Message]
+    ) -> Callable[[Any, Context], Any]:
+        async def call(_: Any, context: Context) -> Any:
             try:
+                caller = self._caller(context)
+                usage = self._shares.begin(caller.name)
+                context.add_done_callback(lambda _: self._shares.end(usage))  # type: ignore[arg-type]  # a class there
+                async with asyncio.timeout(bounds.RECEIVE_TIMEOUT_S):
+                    body = await self._shares.receive(usage, context)
+                request = _parse(message, body)
                 async with asyncio.timeout(_handling_s(request)):
-                    return await handler(request, self._admit(context), context)
+                    return await handler(request, caller, context)
             except Exception as error:
                 await responses.abort(context, error)
 
         return call
+
+
+def _unary(handler: Callable[[Any, Context], Any]) -> "grpc.RpcMethodHandler[Any, Any]":
+    return grpc.stream_unary_rpc_method_handler(handler, response_serializer=lambda answer: answer.SerializeToString())
+
+
+def _parse(message: type[Message], body: bytes) -> Message:
+    try:
+        return message.FromString(body)
+    except DecodeError:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"the request is no {message.DESCRIPTOR.name}") from None
 
 
 def _handling_s(request: Any) -> float | None:

@@ -48,12 +48,15 @@ class _Pieces(NamedTuple):
         return grpc.ssl_server_certificate_configuration([(self.key, self.chain)], root_certificates=self.roots)
 
 
-def server_credentials(files: Files, copies: Files) -> tuple[grpc.ServerCredentials, str]:
+def server_credentials(files: Files, copies: Files, strict: bool = False) -> tuple[grpc.ServerCredentials, str]:
     """Credentials that demand a client certificate of the root, and follow `files` as they change.
 
     `copies`, made when the server started, are used as long as `files` are bad or are not this user's to read.
-    In that case there is a line that says so, to be shown once the server listens. Raises TelehandlerError.
+    In that case there is a line that says so, to be shown once the server listens. `strict`: what the server is started
+    with must be good. Raises TelehandlerError.
     """
+    if strict:
+        _check(_pieces(copies, files), files)
     certificates = _Certificates(files, copies)
     credentials = grpc.dynamic_ssl_server_credentials(
         certificates.pieces.configuration(),
@@ -128,9 +131,10 @@ def _read(path: str) -> bytes:
         raise TelehandlerError(f"{text}; until it can, new certificates need a restart") from None
 
 
-def _pieces(files: Files) -> _Pieces:
-    """What grpc can use, the key and the certificate one pair. Raises TelehandlerError."""
+def _pieces(files: Files, names: Files | None = None) -> _Pieces:
+    """What grpc can use, key and certificate one pair. Raises TelehandlerError, which names `names` if given."""
     pieces = _Pieces(*(_read(path) for path in files))
+    files = names or files
     for pem, path in ((pieces.chain, files.cert), (pieces.roots, files.root)):
         try:
             whole = len(x509.load_pem_x509_certificates(pem)) == pem.count(b"-----BEGIN")
@@ -154,7 +158,7 @@ def _check(pieces: _Pieces, files: Files) -> None:
     leaf, now = _leaf(pieces), datetime.datetime.now(datetime.UTC)
     if not leaf.not_valid_before_utc <= now < leaf.not_valid_after_utc:
         times = f"from {leaf.not_valid_before_utc:%Y-%m-%d} to {leaf.not_valid_after_utc:%Y-%m-%d}"
-        raise TelehandlerError(f"{files.cert} has expired or is not valid yet: it is good {times}")
+        raise TelehandlerError(f"{files.cert} has expired or is not valid yet: it is good {times}; get a new one")
     try:
         usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:

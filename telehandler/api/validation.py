@@ -1,6 +1,6 @@
 """What clients ask for in their messages, checked before anything is done: a Refusal names what is wrong."""
 
-import asyncio
+import errno
 import hashlib
 import re
 import uuid as uuids
@@ -9,12 +9,13 @@ from collections.abc import Iterable
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from helper.wire import LIMITS, MAX_COUNT, MAX_SIGNAL, MAX_STRING
+from helper.wire import LIMITS, MAX_COUNT, MAX_SIGNAL, MAX_STRING, Stage
 from telehandler.api.auth import Caller
 from telehandler.common import bounds
+from telehandler.common.errors import HelperRefused
 from telehandler.common.states import State
 from telehandler.jobs.request import DEFAULT_ENV, Request
-from telehandler.output import watch
+from telehandler.output import tail, watch
 from telehandler.output.log import Cap, JobLog, Stream
 from telehandler.pb import telehandler_pb2 as pb
 
@@ -45,10 +46,11 @@ def start_request(request: pb.StartJobRequest, owner: str) -> Request:
     if any(not name or b"=" in name for name in env):
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a variable's name must not be empty or contain '='")
     texts = [*argv, *env, *env.values(), cwd, request.profile.encode()]
-    if any(b"\0" in text or len(text) > MAX_STRING // 2 for text in texts):
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"an argument has a NUL byte or over {MAX_STRING // 2} bytes")
-    if len(argv) > MAX_COUNT or len(env) > MAX_COUNT - len(DEFAULT_ENV):
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"over {MAX_COUNT} arguments or variables")
+    if any(b"\0" in text for text in texts):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "an argument, a variable or the directory has a NUL byte")
+    lengths = [*map(len, texts), *(len(name) + 1 + len(value) for name, value in env.items())]
+    if max(lengths) > MAX_STRING or len(argv) > MAX_COUNT or len(DEFAULT_ENV | env) > MAX_COUNT:
+        raise HelperRefused(Stage.REQUEST, errno.E2BIG, bounds.COMMAND_TOO_LONG)
     limits = {name: getattr(request.limits, name) for name in LIMITS.split()}
     if request.log_policy not in pb.LogPolicy.values():
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"log policies are: {', '.join(pb.LogPolicy.keys())}")
@@ -57,7 +59,7 @@ def start_request(request: pb.StartJobRequest, owner: str) -> Request:
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a log policy needs a cap, log_max_bytes")
     kill = request.log_policy == pb.LOG_POLICY_KILL
     identity = _identity(request, owner) if request.request_id else ("", "")
-    return Request(owner, argv, env, cwd, limits, request.profile, cap, kill, *identity)
+    return Request(owner, argv, env, cwd, limits, request.profile, cap, kill, *identity, request.merge_stderr)
 
 
 def _identity(request: pb.StartJobRequest, owner: str) -> tuple[str, str]:
@@ -71,8 +73,8 @@ def _identity(request: pb.StartJobRequest, owner: str) -> tuple[str, str]:
     return request.request_id.lower(), hashlib.sha256(rest.SerializeToString(deterministic=True)).hexdigest()
 
 
-async def watch_options(request: pb.WatchJobOutputRequest, log: JobLog) -> watch.WatchOptions:
-    """Where to begin, and what to send."""
+async def watch_options(request: pb.WatchJobOutputRequest, log: JobLog, run: tail.Run) -> watch.WatchOptions:
+    """Where to begin, and what to send. `run`: the caller's turns for work in threads."""
     if request.stream not in (0, *Stream):
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a stream is stdout, stderr, or unspecified for both")
     stream = Stream(request.stream) if request.stream else None
@@ -87,7 +89,7 @@ async def watch_options(request: pb.WatchJobOutputRequest, log: JobLog) -> watch
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"at most the last {bounds.MAX_TAIL_LINES} lines")
         offset = log.size
         if request.tail_lines:
-            offset = await asyncio.to_thread(log.tail, request.tail_lines, stream)
+            offset = await tail.find(log, request.tail_lines, stream, run)
     elif since_ns:
         offset = max(offset, log.at_time(since_ns))
     if offset > log.size:

@@ -2,6 +2,10 @@
 
 import sys
 
-from telehandler.certs.authority import main
+from telehandler.common import process_state
+
+process_state.establish()  # before anything else
+
+from telehandler.certs.authority import main  # noqa: E402
 
 sys.exit(main())

@@ -19,6 +19,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from telehandler.common import streams
+from telehandler.common.errors import OutputFailed
+
 ROOT_DAYS = 3650
 LEAF_DAYS = 825
 # Clocks of other machines may be behind this one's.
@@ -259,5 +262,10 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"certs: {error.filename or options.directory}: {error.strerror}", file=sys.stderr)
         return EXIT_FAILED
-    print("\n".join(lines))
+    try:
+        streams.write(streams.STDOUT_FD, "".join(f"{line}\n" for line in lines).encode(errors="surrogateescape"))
+    except OutputFailed as error:  # the pairs are made
+        if str(error):
+            print(f"certs: {error}", file=sys.stderr)
+        return error.exit_code
     return 0

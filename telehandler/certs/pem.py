@@ -34,5 +34,6 @@ def _read(path: str, what: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
-    except OSError as error:
-        raise TelehandlerError(f"the {what} {path} cannot be read: {error.strerror}; {_REMEDY}") from None
+    except (OSError, ValueError) as error:  # a name with a NUL byte is a ValueError
+        text = getattr(error, "strerror", None) or error
+        raise TelehandlerError(f"the {what} {path} cannot be read: {text}; {_REMEDY}") from None

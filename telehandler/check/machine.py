@@ -49,6 +49,7 @@ def machine(target: Target) -> Iterator[Finding]:
         yield Finding("helper", True, f"starts: {command}")
         yield Finding("job", True, f"an ordinary job may run, in the profile {rows.get('profile_name', '')}")
         yield controllers(rows)
+        yield from _open_files(rows)
     yield from certificates(target)
 
 
@@ -67,6 +68,8 @@ def run(target: Target, what: Callable[[Target], Iterator[Finding]]) -> list[Fin
 def _remedy(refused: HelperRefused) -> str:
     if refused.stage != Stage.LIMIT:
         return "see the policy, /etc/telehandler/policy.toml or --helper-policy"
+    if "io_devices" in str(refused):
+        return 'name the disk in the policy: io_devices = ["/dev/sda"]'
     return "give cgroup v2 the controller, or live without limits: --helper-policy contrib/policy-no-limits.toml"
 
 
@@ -89,6 +92,14 @@ def controllers(rows: dict[str, str]) -> Finding:
     remedy = "give cgroup v2 these controllers (boot with systemd.unified_cgroup_hierarchy=1), or live without limits"
     text = f"limits are not in force, as the policy allows: {', '.join(missing)}" if missing else ""
     return Finding("limits", not missing, text or "limits of cpu, memory, io and processes are in force", remedy)
+
+
+def _open_files(rows: dict[str, str]) -> Iterator[Finding]:
+    """The one pool of the machine that nothing but a job's limits bounds: docs/security.md."""
+    pool, job = int(Path("/proc/sys/fs/file-max").read_text()), int(rows["pids"]) * int(rows["open_files"])
+    if pool < 2 * job:
+        text = f"an ordinary job may open {job} files, and the machine has {pool} for all users but root"
+        yield Finding("files", None, f"{text}: sysctl fs.file-max={1 << 62}, as systemd does, or lower limits.default")
 
 
 def certificates(target: Target) -> Iterator[Finding]:

@@ -25,6 +25,8 @@ _CALLS: dict[str, tuple[int, ...]] = {  # x86_64's numbers, and arguments that d
     "keyctl": (250,),
     "userfaultfd": (323,),
     "io_uring_setup": (425, 1),
+    "io_setup": (206, 1),
+    "memfd_secret": (447,),
     "perf_event_open": (298,),
     "kexec_load": (246,),
     "init_module": (175,),
@@ -34,10 +36,19 @@ _CALLS: dict[str, tuple[int, ...]] = {  # x86_64's numbers, and arguments that d
     "clone user": (56, 0x10000011),
     "TIOCSTI": (16, 0, 0x5412),
     "TIOCLINUX": (16, 0, 0x541C),
-    "socket packet": (41, 17, 3),
-    "socket alg": (41, 38, 5),
-    "socket vsock": (41, 40, 1),
 }
+_SOCKETS: dict[str, tuple[int, ...]] = {
+    "packet": (41, 17, 3),
+    "alg": (41, 38, 5),
+    "vsock": (41, 40, 1),
+    "appletalk": (41, 5, 2),
+    "sctp": (41, 2, 1, 132),
+    "dccp": (41, 2, 6, 33),
+    "uevents": (41, 16, 3, 15),
+    "generic netlink": (41, 16, 3, 16),
+    "pair of tipc": (53, 30, 1, 0),
+}
+_RLIMITS = "CORE CPU DATA STACK RSS AS MEMLOCK SIGPENDING MSGQUEUE NICE RTPRIO RTTIME NOFILE".split()
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -103,7 +114,12 @@ def probe() -> dict[str, object]:
         "hostname": socket.gethostname(),
         "session": [os.getsid(0), os.getpid(), _terminal()],
         "environment": dict(os.environ),
-        "rlimits": {name: resource.getrlimit(getattr(resource, name)) for name in ("RLIMIT_CORE", "RLIMIT_NOFILE")},
+        "rlimits": {name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}")) for name in _RLIMITS},
+        "scheduling": [
+            os.sched_getscheduler(0),
+            os.getpriority(os.PRIO_PROCESS, 0),
+            _lines("/proc/self/oom_score_adj"),
+        ],
         "umask": os.umask(0o022),
         "processes": sorted(int(name) for name in os.listdir("/proc") if name.isdigit()),
         "cgroup": _lines("/proc/self/cgroup"),
@@ -117,6 +133,8 @@ def probe() -> dict[str, object]:
         "init": [_refused(lambda: os.listdir("/proc/1/fd")), _refused(lambda: os.readlink("/proc/1/exe"))],
         "setuid": [_refused(lambda: os.setuid(0)), _refused(lambda: os.setgid(0)), _refused(lambda: os.setgroups([0]))],
         "denied": {name: _call(*call) for name, call in _CALLS.items()},
+        "sockets": {name: _call(*call) for name, call in _SOCKETS.items()},
+        "unknown": [_call(number) for number in (340, 400, 423, 470, 511)],
         "clone3": _call(435),
         "x32": _call(0x40000000 + 39),
         "unshare files": _call(272, 0x400),

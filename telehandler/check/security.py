@@ -28,6 +28,10 @@ PROBE = Path(__file__).with_name("probe.py")
 _TIMEOUT_S = 10.0
 _EPERM, _ENOSYS = 1, 38
 _FAR_TOO_MUCH = 1 << 62
+# Kernel file systems of a job's own, by their places, and its limits beside those that it asks for.
+_OWN_MOUNTS = {"/proc", "/proc/sys", "/dev/pts"}
+_KERNELS = set("proc sysfs devtmpfs devpts mqueue cgroup cgroup2 debugfs tracefs securityfs configfs bpf".split())
+_DEFINED = {"CORE": [0, 0], "NICE": [0, 0], "RTPRIO": [0, 0], "SIGPENDING": [4096, 4096], "CPU": [-1, -1]}
 _WRITABLE = {"/proc", "/tmp", "/var/tmp", "/dev/shm", "/dev/pts"}
 
 
@@ -50,7 +54,7 @@ def _probe_request() -> Request:
     return request(argv=[b"/usr/bin/python3", b"-I", b"-S", b"-c", PROBE.read_bytes()])
 
 
-async def _output(request: Request, jobs: Jobs) -> bytes:
+async def _output(request: Request, jobs: Jobs, _: local.Signals) -> bytes:
     """A job's stdout. Raises TelehandlerError with its stderr when it fails."""
     job = await jobs.start(request)
     log = jobs.open_log(job)
@@ -123,6 +127,9 @@ def _inside(seen: dict[str, Any], rows: dict[str, str]) -> Iterator[Finding]:
     loose += [point for point, options in mounts.items() if "ro" not in options and not _may_write(point, rows)]
     devices = {"null": [1, 3], "zero": [1, 5], "full": [1, 7], "random": [1, 8], "urandom": [1, 9], "tty": [5, 0]}
     denied = all(error == _EPERM for error in seen["denied"].values()) and seen["clone3"] == seen["x32"] == _ENOSYS
+    odd = [name for name, pair in _DEFINED.items() if seen["rlimits"][name] != pair]
+    doors = [fields[4] for fields in seen["mounts"] if fields[fields.index("-") + 1] in _KERNELS]
+    doors = [point for point in doors if point not in _OWN_MOUNTS and point not in _bound(rows)]
     for name, ok, text in (
         ("S9", len({*uids, *gids}) == 1 and uids[0] >= 1000 and not groups, f"a job's uid is its own: {uids[0]}"),
         ("S14", seen["fds"] == [0, 1, 2], f"a job has the fds {seen['fds']} alone"),
@@ -136,6 +143,14 @@ def _inside(seen: dict[str, Any], rows: dict[str, str]) -> Iterator[Finding]:
         ("S24", not loose, f"mounts are nosuid and read-only{': not ' + ', '.join(loose) if loose else ''}"),
         ("S25", seen["devices"] == devices, "device nodes are the real ones"),
         ("S26", seen["processes"] == [1, 2] and not seen["sys"] and 0 not in seen["writes"].values(), "own /proc"),
+        (
+            "S46",
+            not odd and seen["scheduling"] == [0, 0, ["0"]],
+            f"limits and scheduling are ours {' '.join(odd)}".strip(),
+        ),
+        ("S47", set(seen["unknown"]) == {_ENOSYS}, "system calls that are not known here are not there"),
+        ("S48", set(seen["sockets"].values()) == {_EPERM}, f"{len(seen['sockets'])} kinds of sockets are denied"),
+        ("S49", not doors, f"no mount shows the host's kernel{': but ' + ', '.join(doors) if doors else ''}"),
         ("S27", seen["interfaces"] == {"lo": 1}, f"network interfaces: {', '.join(seen['interfaces'])}"),
         ("S27", not shared, f"namespaces shared with the host: {', '.join(shared) or 'none'}"),
     ):
@@ -144,8 +159,14 @@ def _inside(seen: dict[str, Any], rows: dict[str, str]) -> Iterator[Finding]:
 
 def _may_write(point: str, rows: dict[str, str]) -> bool:
     """Private file systems, and what the policy binds for writing."""
-    bound = [bind.partition(":")[2] for bind in rows.get("writable", "").split(", ") if bind]
+    bound = _bound(rows, "writable")
     return point in _WRITABLE or any(point == target or point.startswith(f"{target}/") for target in bound)
+
+
+def _bound(rows: dict[str, str], *keys: str) -> list[str]:
+    """Where the policy binds something."""
+    binds = [bind for key in keys or ("read_only", "writable") for bind in rows.get(key, "").split(", ")]
+    return [bind.partition(":")[2] for bind in binds if bind]
 
 
 def _processes() -> Iterator[Finding]:

@@ -7,6 +7,7 @@ Runs in the user's process. Nothing imports it. It reaches jobs and helper throu
 import gc
 import importlib
 import os
+import signal
 import sys
 
 # What is imported is no garbage, and to look for some among it again and again takes 5 ms of each start.
@@ -16,9 +17,11 @@ import click  # noqa: E402
 
 from telehandler import __version__  # noqa: E402
 from telehandler.cli.terminal import note  # noqa: E402
-from telehandler.common.errors import EXIT_OURS, TelehandlerError  # noqa: E402
+from telehandler.common import process_state, streams  # noqa: E402
+from telehandler.common.errors import EXIT_INTERRUPTED, EXIT_OURS, TelehandlerError  # noqa: E402
 
-EXIT_INTERRUPTED = 130
+EXIT_MAX = 255
+_MAX_LINE = 500  # characters
 
 
 class LazyGroup(click.Group):
@@ -61,18 +64,33 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Every way out ends in an exit code; no traceback reaches a user."""
+    """Every way out ends in an exit code, at once; no traceback reaches a user."""
+    process_state.establish()
+    sys.stdout = streams.results()
     code = _run()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
-        pass  # nobody reads any more
-    # grpc's threads take 10 ms to end in order, which no command needs.
-    os._exit(code)
+    # Not by the interpreter's end: grpc's threads, or what is left unread on stdout, could hold that up for ever.
+    os._exit(code if 0 <= code <= EXIT_MAX else EXIT_OURS)
 
 
 def _run() -> int:
+    try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = _command()
+        sys.stdout.flush()
+        return code
+    except TelehandlerError as error:
+        if str(error):
+            note(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BaseException as error:
+        note(_unforeseen(error))
+        return EXIT_OURS
+
+
+def _command() -> int:
     try:
         return int(cli.main(prog_name="telehandler", standalone_mode=False) or 0)
     except click.Abort:
@@ -83,10 +101,18 @@ def _run() -> int:
         if isinstance(error, click.UsageError) and error.ctx:
             print(f"See '{error.ctx.command_path} --help'.", file=sys.stderr)
         return EXIT_OURS
-    except TelehandlerError as error:
-        note(str(error))
-        return error.exit_code
-    except SystemExit as end:  # click's own, when nobody reads what is printed
+    except SystemExit as end:  # click's own
         return end.code if isinstance(end.code, int) else EXIT_OURS
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+
+
+def _unforeseen(error: BaseException) -> str:
+    """One line of what nobody has thought of: what the machine refused, or a fault of ours and its place."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    place = error.__traceback__
+    while place and place.tb_next:
+        place = place.tb_next
+    where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else "an unknown place"
+    return f"a fault in telehandler itself: {type(error).__name__} at {where}: {error}"[:_MAX_LINE]

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from telehandler.cli import job_names, options, terminal
+from telehandler.client import answers
 from telehandler.common.errors import TelehandlerError
 
 if TYPE_CHECKING:
     from telehandler.client.connection import Client
 
-EXIT_DIFFERENT = 1
+EXIT_FAILED = 1  # the job, or the comparison
 MAX_WATCHERS = 10_000
 _CELL = 14  # "00  1234.5  ", and some
 
@@ -43,7 +45,7 @@ def command(
     """Run a job, watch it many times at once, compare the outputs.
 
     Each watcher has a connection of its own and writes all output to a file, over one of that name. The digests are
-    compared with the server's. The exit code is 0 when every watcher got everything, else 1.
+    compared with the server's. The exit code is 0 when the job succeeded and every watcher got everything, else 1.
     """
     settings = options.settings(given)
     options.check_command(command, context)
@@ -54,19 +56,29 @@ def command(
     from telehandler.pb import telehandler_pb2 as pb
 
     message = pb.StartJobRequest(argv=[os.fsencode(argument) for argument in command])
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the job is stopped
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     name = client.start(message, terminal.note)
     processes = min(processes or os.cpu_count() or 1, watchers)
     try:
         results = benchmark.watch(settings, name, zstd, paths, processes, Progress(watchers).show)
     finally:
         _stop(client, name)
-    faults = benchmark.faults(results, client.status(name))
+    status = client.status(name)
+    faults = benchmark.faults(results, status)
     print("\n".join(benchmark.summary(results)))
     for fault in faults:
         terminal.note(fault)
     if not faults:
         print(f"all {watchers} watchers got what the server has")
-    context.exit(EXIT_DIFFERENT if faults else 0)
+    failed = status.state != pb.JOB_STATE_COMPLETED
+    if failed:
+        code = answers.exit_code(status)
+        terminal.note(
+            f"the job did not succeed: {answers.reason_name(status)}, exit code {'-' if code is None else code}"
+        )
+    context.exit(EXIT_FAILED if faults or failed else 0)
 
 
 def _stop(client: "Client", name: str) -> None:

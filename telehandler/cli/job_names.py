@@ -1,16 +1,16 @@
 """The job that a verb is about: by argument, else by the jidfile; whole, or the beginning of its UUID."""
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from telehandler.cli import terminal
-from telehandler.common.errors import EXIT_OURS, ServerUnavailable, TelehandlerError
+from telehandler.cli import jidfile, parse, terminal
+from telehandler.common.errors import EXIT_OURS, OutputFailed, ServerUnavailable, TelehandlerError
 
 if TYPE_CHECKING:
     from telehandler.client.connection import Client
 
-_MAX_NAME = 1024
 _MAX_SHOWN = 4  # of the jobs that an ambiguous beginning could mean
 _PREFIX = re.compile(r"[0-9a-fA-F-]{1,36}")
 
@@ -18,7 +18,8 @@ _PREFIX = re.compile(r"[0-9a-fA-F-]{1,36}")
 def find(job: str | None, settings: dict[str, str], client: "Client") -> str:
     """A job's whole name; what is no whole UUID is looked up. Raises TelehandlerError."""
     if job is None:
-        job = _read(settings["jidfile"])
+        job = jidfile.read(settings["jidfile"])
+    parse.utf8(os.fsencode(job), "a job's name")
     parent, _, word = job.rpartition("/jobs/")
     if parent == "" and "/" in job:
         return job  # the server says what is wrong with it
@@ -32,14 +33,14 @@ def find(job: str | None, settings: dict[str, str], client: "Client") -> str:
 def for_each(jobs: Iterable[str | None], settings: dict[str, str], work: "Callable[[Client, str], int]") -> int:
     """`work` with the whole name of each job: the first of its exit codes that is not 0.
 
-    What fails for one job is told, and its code is 125; a server that is not there ends it all.
+    What fails for one job is told, and its code is 125; a server that is not there and a stdout that fails end it all.
     """
     client = connect(settings)
     codes = []
     for job in jobs:
         try:
             codes.append(work(client, find(job, settings, client)))
-        except ServerUnavailable:
+        except (ServerUnavailable, OutputFailed):
             raise
         except TelehandlerError as error:
             terminal.note(f"{job}: {error}" if job else str(error))
@@ -51,15 +52,6 @@ def connect(settings: dict[str, str]) -> "Client":
     from telehandler.client.connection import Client
 
     return Client(settings["server"], settings["cert"], settings["key"], settings["root"])
-
-
-def _read(jidfile: str) -> str:
-    try:
-        with open(jidfile, encoding="utf-8") as file:
-            return file.read(_MAX_NAME).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        text = getattr(error, "strerror", None) or "it is not text"
-        raise TelehandlerError(f"no JOB is given, and {jidfile} cannot be read: {text}") from None
 
 
 def _is_uuid(text: str) -> bool:

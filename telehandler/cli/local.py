@@ -30,9 +30,10 @@ def command(context: click.Context, /, cgroup_root: str | None, helper_policy: s
         cwd=os.fsencode(given["workdir"] or ""),
         limits=limits,
         profile=given["profile"],
+        merge_stderr=given["merge_stderr"],
     )
     if given["dry_run"]:
         terminal.show_check(given["command"], local.check(request, cgroup_root, helper_policy))
         return
-    end = local.run(request, cgroup_root, helper_policy, local.Sinks(terminal.write, terminal.note))
+    end = local.run(request, cgroup_root, helper_policy, local.Sinks(terminal.write_some, terminal.note))
     context.exit(terminal.report_end(*end))

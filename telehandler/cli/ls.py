@@ -67,9 +67,13 @@ _HEAD = ("JOB", "STATE", "REASON", "EXIT", "STARTED", "COMMAND")
 def _row(job: "pb.JobStatus", whole: bool) -> tuple[str, ...]:
     values = fields(job)
     name = job.name if whole else job.name.rpartition("/")[2][:_SHORT]
-    started = datetime.datetime.fromtimestamp(job.start_time.seconds).strftime("%Y-%m-%d %H:%M:%S")
-    code = "" if values["exit_code"] is None else str(values["exit_code"])
-    reason = "" if values["exit_code"] is None else values["reason"]
+    try:
+        started = datetime.datetime.fromtimestamp(job.start_time.seconds).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):  # a year that this machine's time zone has not
+        started = values["start_time"]
+    ended = values["end_time"] is not None
+    code = "" if not ended else "-" if values["exit_code"] is None else str(values["exit_code"])
+    reason = values["reason"] if ended else ""
     words = printable(shlex.join(values["command"]))
     words = words if len(words) <= _COMMAND else f"{words[: _COMMAND - 3]}..."
     return printable(name), values["state"], reason, code, started, words

@@ -10,7 +10,9 @@ _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 # The wire's limits, and the flags or, as docker names them, ulimits that set them.
 _SIZES = {"memory_bytes": "--memory", "read_bps": "--device-read-bps", "write_bps": "--device-write-bps"}
+_SIZES |= {"memory_high_bytes": "--memory-reservation", "tmp_bytes": "--tmp-size", "shm_bytes": "--shm-size"}
 _COUNTS = {"pids": "--pids-limit", "read_iops": "--device-read-iops", "write_iops": "--device-write-iops"}
+_MAX_ENV_FILE = 1 << 20  # bytes
 _ULIMITS = {"nofile": "open_files", "fsize": "file_bytes"}
 
 
@@ -74,21 +76,32 @@ def _parameter(flag: str) -> str:
 
 def environment(entries: tuple[str, ...], files: tuple[str, ...]) -> dict[bytes, bytes]:
     """Variables of NAME=VALUE, or NAME for this process's own value; files have one a line, # comments."""
-    lines: list[str] = []
+    lines: list[bytes] = []
     for file in files:
         try:
-            with open(file, encoding="utf-8", errors="surrogateescape") as stream:
-                text = stream.read()
+            with open(file, "rb") as stream:
+                text = stream.read(_MAX_ENV_FILE + 1)
         except OSError as error:
             raise TelehandlerError(f"--env-file {file} cannot be read: {error.strerror}") from None
-        lines += [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        if len(text) > _MAX_ENV_FILE or b"\0" in text:
+            raise TelehandlerError(f"--env-file {file} has a NUL byte, or is too long: it has variables, one a line")
+        lines += [line.removesuffix(b"\r") for line in text.split(b"\n")]
+    lines = [line for line in lines if line.strip() and not line.startswith(b"#")]
     found: dict[bytes, bytes] = {}
-    for entry in (*lines, *entries):
-        name, equals, value = os.fsencode(entry).partition(b"=")
+    for entry in (*lines, *map(os.fsencode, entries)):
+        name, equals, value = entry.partition(b"=")
         if not name:
-            raise TelehandlerError(f"--env {entry!r} has no name: write NAME=VALUE")
+            raise TelehandlerError(f"--env {os.fsdecode(entry)!r} has no name: write NAME=VALUE")
         if equals:
             found[name] = value
         elif name in os.environb:
             found[name] = os.environb[name]
     return found
+
+
+def utf8(text: bytes, what: str) -> str:
+    """For a field of the wire that is text. Raises TelehandlerError."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        raise TelehandlerError(f"{what} must be UTF-8 for a server, and {text!r} is not") from None

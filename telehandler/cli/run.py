@@ -1,14 +1,12 @@
 """`telehandler client run`: start a job and watch it to its end."""
 
 import os
-import signal
-import threading
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from telehandler.cli import job_names, options, parse, terminal
-from telehandler.common.errors import TelehandlerError
+from telehandler.cli import jidfile, job_names, options, parse, terminal
+from telehandler.common.errors import OutputFailed, ReaderGone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,35 +31,47 @@ def command(
 ) -> None:
     """Run COMMAND on the server and print its output.
 
-    The job's name is written to the jidfile. Ctrl-C is passed to the job; the second one kills it. The exit code is
-    the job's own, or 128 + n when signal n ended it.
+    The job's name is written to the jidfile. Ctrl-C is passed to the job, the second one kills it; so are SIGTERM and
+    SIGHUP. Ctrl-\\ detaches: the job runs on. The exit code is the job's own, or 128 + n when signal n ended it.
     """
     settings = options.settings(given)
     options.check_command(given["command"], context)
     limits = parse.limits(given)
     variables = parse.environment(given["env"], given["env_file"])
+    jidfile.check(settings["jidfile"])
     client = job_names.connect(settings)  # the handshake goes on while more is imported
+    from telehandler.cli.forwarding import Forwarding
     from telehandler.pb import telehandler_pb2 as pb
 
     message = pb.StartJobRequest(
         argv=[os.fsencode(argument) for argument in given["command"]],
-        env={os.fsdecode(name): value for name, value in variables.items()},
-        working_directory=given["workdir"] or "",
+        env={parse.utf8(name, "the name of a variable"): value for name, value in variables.items()},
+        working_directory=parse.utf8(os.fsencode(given["workdir"] or ""), "--workdir"),
         limits=pb.Limits(**limits),
-        profile=given["profile"],
+        profile=parse.utf8(os.fsencode(given["profile"]), "--profile"),
+        merge_stderr=given["merge_stderr"],
         log_max_bytes=parse.size(log_max_size, "--log-max-size") if log_max_size else 0,
         log_policy=f"LOG_POLICY_{log_policy.upper().replace('-', '_')}" if log_policy else None,
     )
     if given["dry_run"]:
         terminal.show_check(given["command"], client.check(message))
         return
+    signals = Forwarding(client)
     name = client.start(message, terminal.note)
-    _write_jidfile(settings["jidfile"], name)
-    if detach:
-        print(name)
-        return
-    _pass_interrupts(client, name)
-    context.exit(watch(client, pb.WatchJobOutputRequest(name=name), True, write))
+    signals.to(name)
+    jidfile.write(settings["jidfile"], name)
+    try:
+        if detach:
+            print(name, flush=True)
+            code = 0
+        else:
+            code = watch(client, pb.WatchJobOutputRequest(name=name), True, write)
+    except OutputFailed as error:
+        signals.settle(reader_gone=isinstance(error, ReaderGone))
+        terminal.note(f"the job runs on: {terminal.come_back(name)}")
+        raise
+    signals.settle()
+    context.exit(code)
 
 
 def watch(
@@ -83,36 +93,3 @@ def watch(
 def write(output: "pb.JobOutput") -> None:
     """A job's bytes to their own stream."""
     terminal.write(output.stream == 2, output.data)
-
-
-def _write_jidfile(path: str, name: str) -> None:
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(f"{name}\n")
-    except OSError as error:
-        terminal.note(f"the job runs, but its name {name} cannot be written to {path}: {error.strerror}")
-
-
-def _pass_interrupts(client: "Client", name: str) -> None:
-    """The first Ctrl-C goes to the job, the second kills it; from a thread, as a handler must not call grpc."""
-    count = 0
-
-    def send(number: int) -> None:
-        try:
-            if number == 1:
-                client.signal(name, signal.SIGINT)
-            else:
-                client.stop(name, signal.SIGTERM, 0)
-        except TelehandlerError as error:
-            terminal.note(str(error))
-
-    def interrupted(*_: object) -> None:
-        nonlocal count
-        count += 1
-        if count == 1:
-            terminal.note(f"interrupt passed to the job; once more kills it; Ctrl-\\ detaches: watch it as {name}")
-        threading.Thread(target=send, args=(count,), daemon=True).start()
-
-    signal.signal(signal.SIGINT, interrupted)
-    # Ctrl-\\ leaves the job running.
-    signal.signal(signal.SIGQUIT, lambda *_: os._exit(0))

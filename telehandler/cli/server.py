@@ -31,6 +31,13 @@ from telehandler.common.bounds import MAX_CALLS_PER_USER, MAX_CONNECTIONS
     help="Under way at once, such as watches.",
 )
 @click.option(
+    "--max-jobs-per-user",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Jobs of one user that run; default: three quarters of what the policy allows and others leave.",
+)
+@click.option(
     "--on-stop",
     type=click.Choice(["kill", "drain"]),
     default="kill",

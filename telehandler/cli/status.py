@@ -39,19 +39,19 @@ def command(output: str, job: str | None, **given: Any) -> None:
 
 def fields(status: "pb.JobStatus") -> dict[str, Any]:
     """What status and ls show of a job, in the words of `-o json`."""
-    from telehandler.common.states import Reason, State
+    from telehandler.client import answers
 
     ended = status.HasField("end_time")
     return {
         "name": status.name,
-        "state": State(status.state).name.lower(),
-        "reason": Reason(status.reason).name.lower(),
-        "exit_code": status.exit_code if ended else None,
+        "state": answers.state_name(status),
+        "reason": answers.reason_name(status),
+        "exit_code": answers.exit_code(status),
         "signal": status.signal or None,
         "owner": status.owner,
         "command": [argument.decode("utf-8", "backslashreplace") for argument in status.argv],
-        "start_time": status.start_time.ToJsonString(),
-        "end_time": status.end_time.ToJsonString() if ended else None,
+        "start_time": answers.time_text(status.start_time),
+        "end_time": answers.time_text(status.end_time) if ended else None,
         "stdout_bytes": status.stdout_bytes,
         "stderr_bytes": status.stderr_bytes,
         "stdout_sha256": status.stdout_sha256.hex() or None,

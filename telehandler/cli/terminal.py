@@ -3,35 +3,54 @@
 import os
 import shlex
 import signal
+import stat
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 
-from telehandler.common.errors import EXIT_OURS, EXIT_TIMEOUT
-
-STDOUT_FD, STDERR_FD = 1, 2
-_EXIT_PIPE = 128 + signal.SIGPIPE
+from telehandler.common import streams
+from telehandler.common.errors import EXIT_OURS, EXIT_PIPE, EXIT_TIMEOUT
 
 
 def write(stderr: bool, data: bytes) -> None:
-    """All of `data`, to fd 1 or 2. Ends the process, as SIGPIPE would, when nobody reads any more."""
-    view = memoryview(data)
-    try:
-        while view:
-            view = view[os.write(STDERR_FD if stderr else STDOUT_FD, view) :]
-    except BrokenPipeError:
-        os._exit(_EXIT_PIPE)
+    """All of `data`, to fd 1 or 2. Raises OutputFailed, and ReaderGone when nobody reads any more."""
+    streams.write(streams.STDERR_FD if stderr else streams.STDOUT_FD, data)
+
+
+def write_some(stderr: bool, data: memoryview, timeout_s: float) -> int:
+    """How much of `data` was written; 0 when nobody read in that time. Raises as `write` does."""
+    return streams.write_some(streams.STDERR_FD if stderr else streams.STDOUT_FD, data, timeout_s)
 
 
 def note(text: str) -> None:
     """One line on stderr; control characters of a job's fields are shown escaped."""
-    with suppress(BrokenPipeError):  # nobody reads them, but the job's output may have a reader
-        print(f"telehandler: {printable(text)}", file=sys.stderr, flush=True)
+    print(f"telehandler: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def end_with_reader(fd: int) -> None:
+    """Ends this process once the pipe or socket behind `fd` has no reader, as SIGPIPE would at the next output."""
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISFIFO(mode) and not stat.S_ISSOCK(mode):
+        return
+    import select
+    import threading  # which most verbs do without
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(fd, 0)  # for POLLERR and POLLHUP, which come unasked
+        poll.poll()
+        os._exit(EXIT_PIPE)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def printable(text: str) -> str:
     """Control characters shown escaped: a job's or another user's fields must not steer a terminal."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def come_back(name: str) -> str:
+    """How to see again a job that goes on without us."""
+    return f"`telehandler client watch {name}` shows its output"
 
 
 def show_check(argv: Sequence[str], rows: list[bytes]) -> None:
@@ -42,7 +61,7 @@ def show_check(argv: Sequence[str], rows: list[bytes]) -> None:
         print(f"{name:<18} {printable(value)}")
 
 
-def report_end(reason: str, exit_code: int, number: int, detail: str = "", job: str = "the job") -> int:
+def report_end(reason: str, exit_code: int | None, number: int, detail: str = "", job: str = "the job") -> int:
     """Says why a job ended, when it was not a plain exit; the exit code that goes with it."""
     if detail:
         note(f"not all output of {job} was kept: {detail}")
@@ -59,4 +78,6 @@ def report_end(reason: str, exit_code: int, number: int, detail: str = "", job: 
     elif number:
         name = signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
         note(f"{job} was ended by {name}")
-    return {"lost": EXIT_OURS, "timeout": EXIT_TIMEOUT}.get(reason, exit_code)
+    if exit_code is None:  # a job that was lost
+        return EXIT_OURS
+    return {"timeout": EXIT_TIMEOUT, "output_lost": EXIT_OURS}.get(reason, exit_code)

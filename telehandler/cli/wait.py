@@ -23,13 +23,13 @@ def command(context: click.Context, /, jobs: tuple[str, ...], **given: Any) -> N
     """
 
     def wait(client: "Client", name: str) -> int:
-        from telehandler.common.states import Reason
+        from telehandler.client import answers
 
         status = client.status(name, True, terminal.note)
         if not status.HasField("end_time"):
             raise TelehandlerError("the server does not know how the job ended: its log says more")
-        reason = Reason(status.reason).name.lower()
+        reason = answers.reason_name(status)
         subject = f"the job {name}" if len(jobs) > 1 else "the job"
-        return terminal.report_end(reason, status.exit_code, status.signal, job=subject)
+        return terminal.report_end(reason, answers.exit_code(status), status.signal, job=subject)
 
     context.exit(job_names.for_each(jobs or [None], options.settings(given), wait))

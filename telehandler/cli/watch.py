@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from telehandler.cli import EXIT_INTERRUPTED, job_names, options, parse, terminal
+from telehandler.cli import job_names, options, parse, terminal
 from telehandler.cli.run import watch, write
-from telehandler.common.errors import EXIT_OURS, TelehandlerError
+from telehandler.client import answers
+from telehandler.common.errors import EXIT_INTERRUPTED, EXIT_OURS, TelehandlerError
 
 if TYPE_CHECKING:
     from telehandler.client.connection import Client
@@ -56,11 +57,12 @@ def command(context: click.Context, /, job: str | None, **given: Any) -> None:
     )
     for field, time_ns in times.items():
         getattr(request, field).FromNanoseconds(time_ns)
+    terminal.end_with_reader(2 if given["stream"] == "stderr" and not given["raw"] else 1)
     seen = _Seen(given["timestamps"], given["raw"])
     try:
         code = watch(client, request, False, seen.write)
     except KeyboardInterrupt:
-        terminal.note("detached; the job is untouched")
+        terminal.note(f"detached; the job is untouched: {terminal.come_back(name)}")
         context.exit(EXIT_INTERRUPTED)
     if given["verify"] and not seen.verified(client, name):
         code = EXIT_OURS
@@ -86,7 +88,7 @@ class _Seen:
             write(type(output)(stream=output.stream, data=data))
 
     def _stamped(self, output: "pb.JobOutput") -> bytes:
-        stamp = output.time.ToJsonString().encode() + b" "
+        stamp = answers.time_text(output.time).encode() + b" "
         lines = output.data.split(b"\n")
         marked = [stamp + line if line or number + 1 < len(lines) else line for number, line in enumerate(lines)]
         if not self._at_line_start[output.stream]:
@@ -111,10 +113,10 @@ class _Seen:
 def _time_ns(text: str, flag: str) -> int:
     """Nanoseconds since the epoch, of an RFC 3339 time or of an age such as 10m."""
     try:
-        when = datetime.fromisoformat(text)
-    except ValueError:
+        seconds = datetime.fromisoformat(text).astimezone(UTC).timestamp()
+    except (ValueError, OverflowError):
         try:
-            return int(datetime.now(UTC).timestamp() * 1e9) - parse.duration_ms(text, flag) * 1_000_000
+            seconds = datetime.now(UTC).timestamp() - parse.duration_ms(text, flag) / 1000
         except TelehandlerError:
             raise TelehandlerError(f"{flag} {text!r} is neither 2026-01-31T12:00:00Z nor an age such as 10m") from None
-    return int(when.astimezone(UTC).timestamp() * 1e9)
+    return int(max(seconds, 0) * 1e9)

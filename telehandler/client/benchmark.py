@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -103,7 +104,8 @@ class _Watchers:
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 if pipe:
-                    pipe.close()
+                    with suppress(BrokenPipeError):  # what it was not told before it died
+                        pipe.close()
 
     def _counts(self) -> list[int]:
         return [count for (count,) in COUNTER.iter_unpack(self._counters)]

@@ -13,29 +13,25 @@ import os
 import struct
 import sys
 import time
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from telehandler.certs.pem import read_pair
-from telehandler.common import bounds
+from telehandler.common import process_state
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are not ours: errors become one of ours
 
 import grpc
 import grpc.aio
-import zstandard
 
+from telehandler.client import answers
+from telehandler.client.connection import OPTIONS
 from telehandler.common.errors import TelehandlerError
-
-if TYPE_CHECKING:
-    from telehandler.pb import telehandler_pb2 as pb
 
 COUNTER = struct.Struct("<Q")
 CONNECT_S = 30.0
 _WATCH = "/telehandler.v1.TelehandlerService/WatchJobOutput"
 # Without this grpc would put all watchers of one process on one connection.
-_OPTIONS = (("grpc.use_local_subchannel_pool", 1), *bounds.KEEPALIVE)
-_STDERR = 2
-_DECOMPRESSOR = zstandard.ZstdDecompressor()
+_OPTIONS = (("grpc.use_local_subchannel_pool", 1), *OPTIONS)
 
 
 class Watcher:
@@ -93,27 +89,16 @@ class Watcher:
             response_deserializer=pb.JobOutput.FromString,
         )
         async for output in method(pb.WatchJobOutputRequest(name=self._spec["name"], accept_zstd=self._spec["zstd"])):
-            data = payload(output)
-            (self._stderr if output.stream == _STDERR else self._stdout).update(data)
+            if output.gap_bytes:
+                text = f"the server no longer keeps {output.gap_bytes} bytes before byte {output.offset}"
+                raise TelehandlerError(text)
+            answers.unpack(output)
+            data = output.data
+            (self._stderr if output.stream == answers.STDERR else self._stdout).update(data)
             if file:
                 _write(file, data)
             self._bytes += len(data)
             COUNTER.pack_into(self._counters, self._number * COUNTER.size, self._bytes)
-
-
-def payload(output: "pb.JobOutput") -> bytes:
-    """The bytes of an output, whichever way they came. Raises TelehandlerError."""
-    if output.gap_bytes:
-        raise TelehandlerError(f"the server no longer keeps {output.gap_bytes} bytes before byte {output.offset}")
-    if not output.zstd:
-        return output.data
-    try:
-        data = _DECOMPRESSOR.decompress(output.zstd, max_output_size=output.length)
-    except zstandard.ZstdError as error:
-        raise TelehandlerError(f"a message at byte {output.offset} cannot be decompressed: {error}") from None
-    if len(data) != output.length:
-        raise TelehandlerError(f"a message at byte {output.offset} has {len(data)} bytes, not {output.length}")
-    return data
 
 
 def _write(file: IO[bytes], data: bytes) -> None:
@@ -124,11 +109,14 @@ def _write(file: IO[bytes], data: bytes) -> None:
 
 def main() -> None:
     """Runs until every watcher has ended, or the parent has."""
+    process_state.establish()
     try:
         asyncio.run(_run(json.loads(sys.stdin.buffer.readline())))
+        sys.stdout.flush()
     except TelehandlerError as error:  # a certificate that has gone since the parent read it
         print(f"telehandler: {error}", file=sys.stderr)
-    sys.stdout.flush()
+    except BaseException as error:  # the parent sees that results are missing
+        print(f"telehandler: a process of the benchmark failed: {type(error).__name__}: {error}", file=sys.stderr)
     os._exit(0)  # grpc's threads take their time to end
 
 

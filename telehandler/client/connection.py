@@ -5,15 +5,18 @@ grpc's blocking api: a command has one thing to wait for, and starts quicker wit
 
 import os
 from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are not ours: errors become one of ours
 
 import grpc
 
 from telehandler.certs.pem import read_pair
+from telehandler.client import answers
+from telehandler.client.answers import End as End  # what `watch` gives
 from telehandler.client.retries import Retries
-from telehandler.common import bounds
+from telehandler.common import bounds, limits
 from telehandler.common.errors import ServerSilent, ServerUnavailable, TelehandlerError, not_executed
 
 if TYPE_CHECKING:
@@ -22,14 +25,20 @@ if TYPE_CHECKING:
 CALL_TIMEOUT_S = 30.0
 WAIT_TIMEOUT_S = 600.0  # of one call that waits for a job's end; then it is made again
 START_PATIENCE_S = 90.0  # in all, for an answer to a start
-MAX_CHUNK_BYTES = 4 << 20  # of a message, uncompressed
 PAGE_SIZE = 1000  # the server's most
 _SERVICE = "/telehandler.v1.TelehandlerService/"
 _EXEC = "exec"  # the name of helper.wire's stage
-_NEVER_SENT = "failed to connect to all addresses"  # what grpc's text of a call that met no server begins with
+# What grpc's texts of calls that met no server begin with.
+_NEVER_SENT = ("failed to connect to all addresses", "errors resolving", "DNS resolution failed")
+_NO_MESSAGE = "Exception deserializing"  # and of bytes that are no message
 _AGAIN = "connecting again in {pause}; the job is untouched"
-_OPTIONS = (
-    ("grpc.max_receive_message_length", 4 << 20),
+OPTIONS = (
+    ("grpc.max_receive_message_length", answers.MAX_CHUNK_BYTES),
+    # grpc would unpack a message of a few KiB into gigabytes, and look at its length before that.
+    ("grpc.per_message_decompression", 0),
+    # Whatever http_proxy and its kin say: a server is reached directly. The second has a variable of its own.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.address_http_proxy", ""),
     *bounds.KEEPALIVE,
     # So soon, and so late, is a server that was not there tried again; and so long may a connection take.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -48,53 +57,60 @@ def _silent(_: str) -> None:
     pass
 
 
-class End(NamedTuple):
-    """How a job ended, from the trailing metadata of its watch."""
-
-    state: str
-    reason: str
-    exit_code: int
-    signal: int
-    detail: str
-
-
 class Client:
     """A connection to one server as one user. Raises TelehandlerError from every method."""
 
     def __init__(self, server: str, cert: str, key: str, root: str) -> None:
         self._server = server
+        self._files = cert, key, root
         self.detail = ""  # of the last status: why its output is not whole, or waits
         host, _, port = server.rpartition(":")
-        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        good = host and host.isprintable() and port.isascii() and port.isdigit() and len(port) <= 5
+        if not good or not 0 < int(port) < 65536:
             raise TelehandlerError(f"the server address {server!r} must be HOST:PORT, such as localhost:6443")
         certificate, private_key, roots = read_pair(cert, key, root)
         credentials = grpc.ssl_channel_credentials(roots, private_key, certificate)
-        self._channel = grpc.secure_channel(server, credentials, options=_OPTIONS)
-        # Connects now, in grpc's threads: the messages are imported meanwhile.
-        self._channel.subscribe(_ignore, try_to_connect=True)
+        self._channel = grpc.secure_channel(server, credentials, options=OPTIONS)
+        # Connects now, in grpc's threads: the messages are imported meanwhile. Not by `subscribe`, whose thread the
+        # end of the channel waits for, and at the interpreter's end for ever.
+        with suppress(AttributeError):  # grpc's own, without a promise: else it connects at the first call
+            self._channel._channel.check_connectivity_state(True)  # type: ignore[attr-defined]
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def start(self, request: "pb.StartJobRequest", note: Callable[[str], None] = _silent) -> str:
         """The name of a running job.
 
-        When the answer does not come, the server is asked again; the request's id keeps it from starting two.
+        When the answer does not come, the server is asked again; the request's id keeps it from starting two. `note`
+        is told so, and of limits that were asked for and are not enforced.
         """
         from telehandler.pb import telehandler_pb2 as pb
 
         request.request_id = request.request_id or _random_uuid()
+        _check_size(request)
         retries = Retries(note, patience_s=START_PATIENCE_S)
         while True:
             try:
-                return str(self._call("StartJob", request, pb.JobResponse.FromString).name)
+                answer: pb.JobResponse = self._call("StartJob", request, pb.JobResponse.FromString)
+                name = answers.job_name(answer.name)
+                if answer.unenforced_limits:
+                    note(limits.warning(answer.unenforced_limits))
+                return name
             except ServerUnavailable as error:
                 retries.wait(error, "the start is not confirmed; asking again in {pause}; the job is not started twice")
 
     def check(self, request: "pb.StartJobRequest") -> list[bytes]:
-        """What the job of a request would get; starts nothing."""
+        """What the job of a request would get, with limits that are not enforced marked; starts nothing."""
         from telehandler.pb import telehandler_pb2 as pb
 
         request.validate_only = True
+        _check_size(request)
         answer: pb.JobResponse = self._call("StartJob", request, pb.JobResponse.FromString)
-        return list(answer.sandbox)
+        return limits.marked(list(answer.sandbox), answer.unenforced_limits)
 
     def stop(self, name: str, signal: int, grace_s: float) -> None:
         from telehandler.pb import telehandler_pb2 as pb
@@ -118,17 +134,20 @@ class Client:
         from telehandler.pb import telehandler_pb2 as pb
 
         token = ""
-        while limit is None or limit > 0:
+        for _ in range(answers.MAX_PAGES):
             size = min(limit or PAGE_SIZE, PAGE_SIZE)
             request = pb.ListJobsRequest(
                 parent=parent, page_size=size, page_token=token, states=states, uuid_prefix=prefix
             )
             answer: pb.ListJobsResponse = self._call("ListJobs", request, pb.ListJobsResponse.FromString)
-            yield from answer.jobs
+            yield from map(answers.status, answer.jobs)
             token = answer.next_page_token
-            if not token:
+            limit = None if limit is None else max(limit - len(answer.jobs), 0)
+            if not token or limit == 0:
                 return
-            limit = None if limit is None else limit - len(answer.jobs)
+            if not answer.jobs:
+                raise TelehandlerError("the server sent an empty page of a list that it says goes on")
+        raise TelehandlerError("the server's list has no end")
 
     def delete(self, name: str, force: bool) -> None:
         from telehandler.pb import telehandler_pb2 as pb
@@ -153,8 +172,7 @@ class Client:
 
         request = pb.GetJobStatusRequest(name=name, wait=wait)
         timeout = WAIT_TIMEOUT_S if wait else CALL_TIMEOUT_S
-        answer: pb.JobStatus = self._call("GetJobStatus", request, pb.JobStatus.FromString, timeout)
-        return answer
+        return answers.status(self._call("GetJobStatus", request, pb.JobStatus.FromString, timeout))
 
     def watch(
         self, request: "pb.WatchJobOutputRequest", started: bool, ended: list[End], note: Callable[[str], None]
@@ -177,7 +195,7 @@ class Client:
             call = method(request)
             try:
                 for output in call:
-                    unpack(output)
+                    answers.unpack(output)
                     yield output
                     request.offset = output.offset + len(output.data)
                     request.ClearField("tail_lines")  # the place is known now
@@ -188,9 +206,8 @@ class Client:
                     raise failure from None
                 retries.wait(failure, f"the connection broke at byte {request.offset}; {_AGAIN}")
                 continue
-            metadata = {key: str(value) for key, value in call.trailing_metadata() or ()}
-            if "telehandler-state" in metadata:
-                ended.append(_end(metadata))
+            if end := answers.end(_metadata(call)):
+                ended.append(end)
             return
 
     def close(self) -> None:
@@ -202,7 +219,7 @@ class Client:
         )
         try:
             answer, call = method.with_call(request, timeout=timeout)
-            self.detail = str(dict(call.trailing_metadata() or ()).get("telehandler-detail", ""))
+            self.detail = _metadata(call).get("telehandler-detail", "")
             return answer
         except grpc.RpcError as error:
             raise self._error(error) from None
@@ -211,8 +228,13 @@ class Client:
         """One line of cause and remedy, and the exit code."""
         code, text = error.code(), error.details() or ""
         if code is grpc.StatusCode.UNAVAILABLE:
-            unavailable = ServerUnavailable(_unavailable(self._server, text))
-            unavailable.sent = not text.startswith(_NEVER_SENT)
+            if text.startswith(_NEVER_SENT):
+                from telehandler.client import diagnosis  # for those who need one
+
+                target = diagnosis.Target(self._server, *self._files)
+                return diagnosis.Unreachable(lambda: diagnosis.cause(target, text))
+            unavailable = ServerUnavailable(f"{self._server} is not available: {text}")
+            unavailable.sent = True
             return unavailable
         if code is grpc.StatusCode.CANCELLED:
             unavailable = ServerUnavailable(f"the server {self._server} has ended the call: it is ending itself")
@@ -220,44 +242,21 @@ class Client:
             return unavailable
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return ServerSilent(f"the server {self._server} did not answer in time")
+        if text.startswith(_NO_MESSAGE):
+            return TelehandlerError(f"the server {self._server} sent what is no answer of a telehandler server")
         failure = TelehandlerError(text or code.name.lower())
-        metadata = {key: str(value) for key, value in error.trailing_metadata() or ()}
+        metadata = _metadata(error)
         if metadata.get("telehandler-stage") == _EXEC:
-            failure.exit_code = not_executed(int(metadata.get("telehandler-errno", "0")))
+            failure.exit_code = not_executed(answers.errno_of(metadata))
         return failure
 
 
-def unpack(output: "pb.JobOutput") -> None:
-    """Puts what came compressed into `data`. Raises TelehandlerError when it is not what it says."""
-    if not output.zstd:
-        return
-    import zstandard  # only for those who get something compressed
-
-    try:
-        output.data = zstandard.ZstdDecompressor().decompress(output.zstd, max_output_size=MAX_CHUNK_BYTES)
-    except zstandard.ZstdError as error:
-        raise TelehandlerError(f"the server sent output that cannot be decompressed: {error}") from None
-    if len(output.data) != output.length:
-        raise TelehandlerError("the server sent output that is not as long as it says")
-    output.zstd = b""
+def _metadata(call: Any) -> dict[str, str]:
+    """What came behind a call's answer."""
+    return {key: str(value) for key, value in call.trailing_metadata() or ()}
 
 
-def _ignore(_: object) -> None:
-    """States of the channel: a call that fails says more."""
-
-
-def _end(metadata: dict[str, str]) -> End:
-    numbers = int(metadata["telehandler-exit-code"]), int(metadata["telehandler-signal"])
-    return End(metadata["telehandler-state"], metadata["telehandler-reason"], *numbers, metadata["telehandler-detail"])
-
-
-def _unavailable(server: str, text: str) -> str:
-    if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
-        return f"the certificate of {server} is not from this root (-r): use the root that the server's is from"
-    if "Connection refused" in text:
-        return f"nothing listens on {server}: start `telehandler server`, or name another with -s"
-    if "DNS" in text or "resolution" in text:
-        return f"the host of {server} is not known: name another with -s"
-    if "Socket closed" in text or "reset" in text or "handshak" in text.lower():
-        return f"{server} closed the connection: is this certificate (-c) from the server's root, and not expired?"
-    return f"{server} is not available: {text}"
+def _check_size(request: "pb.StartJobRequest") -> None:
+    """What is over a message of the server's is refused here, in the words in which it refuses less."""
+    if request.ByteSize() > bounds.MAX_REQUEST_BYTES:
+        raise TelehandlerError(bounds.COMMAND_TOO_LONG)

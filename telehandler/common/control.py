@@ -7,6 +7,7 @@ A SOCK_SEQPACKET socketpair; one datagram is one JSON object of at most MAX_MESS
 | spec | what to serve, as `spec`; the first message, once |
 | link | one fd, the socket to a helper; the first one starts the serving, a later one is of a new helper |
 | drain | no more starts; end once no job runs |
+| hand-over | end now, and leave the jobs to the next api |
 | end | kill every job, tell its watchers, end |
 
 | from the api | what it means |
@@ -27,7 +28,7 @@ from telehandler.common import fds
 from telehandler.common.errors import TelehandlerError
 
 MAX_MESSAGE = 64 * 1024  # bytes
-_FDS = {"spec": 0, "link": 1, "drain": 0, "end": 0, "ready": 0, "serving": 0}
+_FDS = {"spec": 0, "link": 1, "drain": 0, "hand-over": 0, "end": 0, "ready": 0, "serving": 0}
 
 
 class Message(NamedTuple):

@@ -6,6 +6,8 @@ EXIT_TIMEOUT = 124
 EXIT_OURS = 125
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
+EXIT_PIPE = 141  # 128 + SIGPIPE
 
 
 def not_executed(number: int) -> int:
@@ -19,14 +21,36 @@ class TelehandlerError(Exception):
     exit_code = EXIT_OURS
 
 
+class OutputFailed(TelehandlerError):
+    """stdout or stderr takes no more, for a reason that will not pass."""
+
+
+class ReaderGone(OutputFailed):
+    """Nobody reads stdout any more, as after `| head -n 1`: an end without a word."""
+
+    exit_code = EXIT_PIPE
+
+
+class Interrupted(TelehandlerError):
+    """A signal has ended what was asked for: an end without a word, as by the signal itself."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
+
+
 class HelperUnavailable(TelehandlerError):
     """The root helper cannot be started, or has died."""
 
 
-class ServerUnavailable(TelehandlerError):
-    """The server cannot be reached, or the connection to it broke. `sent`: it may have got the request."""
+class HelperNotNow(HelperUnavailable):
+    """The root helper cannot be started now; another try may do."""
 
-    sent = False
+
+class ServerUnavailable(TelehandlerError):
+    """The server cannot be reached, or the connection to it broke."""
+
+    sent = False  # it may have got the request
 
 
 class ServerSilent(ServerUnavailable):

@@ -1,8 +1,17 @@
 """Datagrams with fds by SCM_RIGHTS: socket.recv_fds would drop the flag that closes them on exec."""
 
 import array
+import contextlib
 import os
 import socket
+
+_SO_PASSRIGHTS = 83
+
+
+def refuse(sock: socket.socket) -> None:
+    """No fd can be sent to `sock`, where the kernel has this: SO_PASSRIGHTS, Linux 6.16."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
 
 def receive(sock: socket.socket, size: int, most: int) -> tuple[bytes, bool, list[int]]:

@@ -23,6 +23,7 @@ class Reason(IntEnum):
     LOST = 5
     TIMEOUT = 6
     PIDS = 7
+    OUTPUT_LOST = 8
 
 
 NEXT = {State.RUNNING: (State.FAILED, State.COMPLETED, State.STOPPED)}
@@ -34,8 +35,11 @@ def check(old: State, new: State) -> None:
         raise ValueError(f"a job that is {old.name} cannot become {new.name}")
 
 
-def end(facts: dict[str, int], stopped: bool) -> tuple[State, Reason]:
-    """The final state and its reason, from the facts that the helper attests: EXITED's fields."""
+def end(facts: dict[str, int], stopped: bool, output_lost: bool = False) -> tuple[State, Reason]:
+    """The final state and its reason, from the facts that the helper attests: EXITED's fields.
+
+    `output_lost`: some of what the job wrote is not kept, though its policy was to wait. That is no success.
+    """
     failed = facts["signal"] or facts["exit_code"]
     if stopped:
         return State.STOPPED, Reason.STOPPED
@@ -47,4 +51,6 @@ def end(facts: dict[str, int], stopped: bool) -> tuple[State, Reason]:
         return State.FAILED, Reason.PIDS
     if facts["signal"]:
         return State.FAILED, Reason.SIGNALED
+    if output_lost and not failed:
+        return State.FAILED, Reason.OUTPUT_LOST
     return (State.FAILED if failed else State.COMPLETED), Reason.EXITED

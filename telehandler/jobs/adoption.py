@@ -49,7 +49,7 @@ async def _take_up(record: Record, live: LiveJob, link: HelperLink, lifecycle: L
     if not record.owner:
         await lifecycle.kill(job)
     elif job.stopping:
-        lifecycle.spawn(lifecycle.kill_when_due(job))
+        lifecycle.kill_when_due(job)
 
 
 def _lose(record: Record, lifecycle: Lifecycle) -> None:

@@ -5,6 +5,7 @@ api before this one left in the socket is told apart, and its fds closed.
 """
 
 import asyncio
+import contextlib
 import errno
 import secrets
 import socket
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 from helper import wire
 from helper.wire import Message, Type
+from telehandler.common.bounds import COMMAND_TOO_LONG
 from telehandler.common.errors import Exhausted, HelperRefused, HelperUnavailable, TelehandlerError
 from telehandler.common.fds import close_all, receive
 
@@ -51,9 +53,11 @@ class JobSpec(NamedTuple):
     argv: list[bytes]
     env: list[bytes]
     limits: dict[str, int]
+    merge_stderr: bool = False
 
     def fields(self) -> dict[str, Any]:
         every = {name: self.limits.get(name, 0) for name in wire.LIMITS.split()}
+        every |= {"merge_stderr": int(self.merge_stderr)}
         place = [self.profile.encode(), self.cwd]
         return {"tag": self.tag, "place": place, "argv": self.argv, "env": self.env, **every}
 
@@ -69,8 +73,11 @@ class HelperLink:
         self._exits: dict[int, asyncio.Future[dict[str, int] | None]] = {}
         self._adopted: list[tuple[bytes, LiveJob]] = []
         self._arrived = asyncio.Event()  # another ADOPT, or the end
+        self._starting: set[int] = set()  # the request ids of STARTs that wait for their answer
         self._hello_id = -1
         self._greeted = self.closed = False
+        self.max_jobs = 0  # of the policy, once it is greeted
+        self.missing_controllers: list[str] = []  # whose limits are not enforced: the policy allows it
         self.lost = False  # closed by the helper's end
         self.gone = asyncio.Event()  # closed, and the helper's last words heard
         self._sending = asyncio.Lock()
@@ -83,6 +90,8 @@ class HelperLink:
         self._hello_id = self._next_id
         message, _ = await self._call(Type.HELLO)
         self._greeted = True
+        self.max_jobs = message.fields["max_jobs"]
+        self.missing_controllers = [name.decode("ascii", "replace") for name in message.fields["missing_controllers"]]
         wanted = message.fields["live_jobs"]
         try:
             # ADOPT follows WELCOME at once, one each.
@@ -120,6 +129,12 @@ class HelperLink:
             raise Unreceived(message.fields["handle"])
         return LiveJob(message.fields["handle"], message.fields["uid"], *fds)
 
+    async def cancel_starts(self) -> None:
+        """Ends every start that is under way: it fails as one that the helper refused, unless it has just succeeded."""
+        for request_id in list(self._starting):
+            with contextlib.suppress(HelperRefused, HelperUnavailable):
+                await self._call(Type.CANCEL, start_id=request_id)
+
     async def check(self, spec: JobSpec) -> list[bytes]:
         """What start would do: VERDICT's rows. Raises HelperRefused as start would, short of the start itself."""
         message, _ = await self._call(Type.CHECK, **spec.fields())
@@ -156,10 +171,11 @@ class HelperLink:
         try:
             datagram = wire.pack(kind, request_id, **fields)
         except wire.WireError:
-            text = f"the command and its environment are too long: over {wire.MAX_MESSAGE // 1024} KiB in all"
-            raise HelperRefused(wire.Stage.REQUEST, errno.E2BIG, text) from None
+            raise HelperRefused(wire.Stage.REQUEST, errno.E2BIG, COMMAND_TOO_LONG) from None
         future = self._waiting[request_id] = self._loop.create_future()
         reply = None
+        if kind is Type.START:
+            self._starting.add(request_id)
         try:
             async with asyncio.timeout(REPLY_TIMEOUT_S):
                 async with self._sending:  # the loop has one waiting sender for each fd
@@ -169,11 +185,14 @@ class HelperLink:
             await self.gone.wait()  # EOF comes behind what the helper had still sent
             raise HelperUnavailable(GONE) from None
         except (TimeoutError, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EMSGSIZE:  # a socket buffer below the default
+                raise HelperRefused(wire.Stage.REQUEST, errno.E2BIG, COMMAND_TOO_LONG) from None
             if isinstance(error, OSError) and error.errno in _PASSING:
                 raise Exhausted(f"the server cannot ask its helper now: {error.strerror}") from None
             raise HelperUnavailable("the helper does not answer") from None
         finally:
             del self._waiting[request_id]
+            self._starting.discard(request_id)
             if not reply and future.done() and not future.cancelled() and not future.exception():
                 self._unclaimed(*future.result())
         if message.type is Type.ERROR:

@@ -19,6 +19,9 @@ class Job:
         self.link: HelperLink | None = None  # to the helper that knows it
         self.pump: Pump | None = None  # while it runs
         self.ended = asyncio.Event()
+        self.output_lost = False  # some of it, at its end: told, and no success
+        self.killer: asyncio.Task[None] | None = None  # waits for the end of a stop's grace
+        self.hurry = asyncio.Event()  # for the killer: the grace is shorter now, or the job has ended
 
     @property
     def stopping(self) -> bool:

@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from helper.wire import Stage
 from telehandler.common import states
 from telehandler.common.errors import HelperRefused, HelperUnavailable, TelehandlerError
 from telehandler.common.states import Reason, State
+from telehandler.common.turns import Threads
 from telehandler.jobs.helper_link import HelperLink, LiveJob
 from telehandler.jobs.job import STOP_BY, Job
 from telehandler.jobs.records import Record, Records
@@ -23,6 +25,8 @@ from telehandler.output import digest
 from telehandler.output.log import Cap, JobLog, LogFull, Stream
 from telehandler.output.pump import RETRY_S, Pump
 
+_MAX_DIGEST_THREADS = 8
+
 
 class Lifecycle:
     """The jobs that run, and those whose end is not recorded yet: `running`, by UUID. One event loop."""
@@ -30,6 +34,8 @@ class Lifecycle:
     def __init__(self, directory: Path, records: Records, retention: Retention) -> None:
         self._directory, self._records, self._retention = directory, records, retention
         self.running: dict[str, Job] = {}
+        threads = max(2, min(_MAX_DIGEST_THREADS, os.cpu_count() or 1))
+        self._digests = Threads("digest", threads, threads - 1)  # one is always another user's
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
@@ -63,7 +69,7 @@ class Lifecycle:
             job.pump.give_up()  # it waits for the disk alone
         if grace_s > 0 and job.stopping:
             await self.signal(job, number)
-        await asyncio.shield(self.spawn(self.kill_when_due(job)))  # also when the client has gone
+        await asyncio.shield(self.kill_when_due(job))  # also when the client has gone
         await job.ended.wait()
 
     async def signal(self, job: Job, number: int) -> None:
@@ -83,16 +89,25 @@ class Lifecycle:
         assert job.link is not None
         await kill(job.link, job.handle)
 
-    async def kill_when_due(self, job: Job) -> None:
-        """When the grace of its stop has ended and it has not."""
-        grace_ns = int(job.record.extra.get(STOP_BY, 0)) - time.monotonic_ns()
-        try:
-            async with asyncio.timeout(max(grace_ns / 1e9, 0)):
-                await job.ended.wait()
-        except TimeoutError:
-            if job.pump:
-                job.pump.give_up()
-            await self.kill(job)
+    def kill_when_due(self, job: Job) -> "asyncio.Task[None]":
+        """Kills it when the grace of its stop has ended and it has not: one task, however often it is asked."""
+        if not job.killer or job.killer.done():
+            job.killer = self.spawn(self._kill_when_due(job))
+            job.killer.add_done_callback(lambda task: task.cancelled() or task.exception())  # heard, if by nobody else
+        job.hurry.set()
+        return job.killer
+
+    async def _kill_when_due(self, job: Job) -> None:
+        while not job.ended.is_set():
+            grace_ns = int(job.record.extra.get(STOP_BY, 0)) - time.monotonic_ns()
+            try:
+                async with asyncio.timeout(max(grace_ns / 1e9, 0)):
+                    await job.hurry.wait()
+                job.hurry.clear()
+            except TimeoutError:
+                if job.pump:
+                    job.pump.give_up()
+                return await self.kill(job)
 
     async def stop_all(self, kill: bool) -> None:
         """Returns once no job runs. With `kill` all are stopped, without a grace."""
@@ -140,9 +155,10 @@ class Lifecycle:
 
     async def _follow(self, job: Job, log: JobLog, pump: Pump, link: HelperLink) -> None:
         """A job's way to its end: the pipes to EOF first, so that its last bytes come before its end."""
-        digests = asyncio.create_task(digest.follow(log, pump.hashed))
+        digests = asyncio.create_task(digest.follow(log, pump.hashed, partial(self._digests.run, job.record.owner)))
         facts = await job.exited
         await pump.drained()
+        job.output_lost = pump.discarded > 0
         if pump.discarded:  # nothing is lost silently
             job.record.extra["log_error"] += f"; {pump.discarded} more bytes were not kept"
         log.finish()
@@ -154,6 +170,7 @@ class Lifecycle:
             self.end(job.record, State.FAILED, Reason.LOST, log)
         job.log = job.pump = None
         job.ended.set()
+        job.hurry.set()
         log.release()
         await self.save_end(job.record)
         self.spawn(self._tidy(job))
@@ -163,7 +180,7 @@ class Lifecycle:
         number, code = facts["signal"], facts["exit_code"]
         job.record.signal, job.record.exit_code = number, 128 + number if number else code
         job.record.cpu_usec, job.record.memory_peak_bytes = facts["cgroup_usec"], facts["memory_peak_bytes"]
-        state, reason = states.end(facts, job.stopping)
+        state, reason = states.end(facts, job.stopping, job.output_lost)
         self.end(job.record, state, reason, log)
 
     async def _save(self, record: Record) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Collection
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+from telehandler.common import limits
+from telehandler.common.errors import TelehandlerError
 from telehandler.common.states import State
 from telehandler.jobs import adoption
 from telehandler.jobs.helper_link import HelperLink
@@ -24,12 +26,20 @@ class Jobs:
     """Owns the link to the helper, the records and the logs. One event loop."""
 
     def __init__(
-        self, directory: Path, link: HelperLink, records: Records, cwd: bytes, keep: Keep | None = None
+        self,
+        directory: Path,
+        link: HelperLink,
+        records: Records,
+        cwd: bytes,
+        keep: Keep | None = None,
+        max_jobs_per_user: int = 0,
     ) -> None:
+        """`max_jobs_per_user` 0: a share of what the helper's policy allows, see Starts."""
         self._directory, self._link, self._records = directory / "jobs", link, records
         self._retention = Retention(self._directory, records, keep or Keep())
         self._lifecycle = Lifecycle(self._directory, records, self._retention)
-        self._starts = Starts(self._directory, records, self._lifecycle, cwd)
+        self._starts = Starts(self._directory, records, self._lifecycle, cwd, max_jobs_per_user)
+        self._unenforced: dict[tuple[HelperLink, str], list[str]] = {}  # of the helper and profile used last
         self._logs: WeakValueDictionary[str, JobLog] = WeakValueDictionary()  # of ended jobs, while they are watched
 
     async def adopt(self) -> None:
@@ -46,6 +56,8 @@ class Jobs:
 
     async def end(self, kill: bool) -> None:
         """No more starts; returns once no job runs. With `kill` all are stopped, without a grace."""
+        if kill:
+            await self._link.cancel_starts()
         await self._starts.close()
         await self._lifecycle.stop_all(kill)
 
@@ -55,9 +67,25 @@ class Jobs:
         fallback = [] if request.cwd else [b"cwd_fallback /"]  # as in start
         return [*(b"env " + entry for entry in spec.env), *await self._link.check(spec), *fallback]
 
+    async def unenforced(self, request: Request) -> list[str]:
+        """Of the limits that a request sets, those that nothing enforces here: see limits.py."""
+        if not limits.of_request(name for name, value in request.limits.items() if value):
+            return []
+        key = self._link, request.profile  # a profile's files may lie on no disk that io could be limited on
+        if key not in self._unenforced:
+            plain = request._replace(argv=[b"true"], env={}, cwd=b"/", limits={})
+            try:
+                found = limits.without_file(await self._link.check(self._starts.spec(plain, uuids.UUID(int=0))))
+            except TelehandlerError:  # as when no more jobs may run now
+                return [
+                    name for name in limits.of_controllers(self._link.missing_controllers) if request.limits.get(name)
+                ]
+            self._unenforced = {key: found}
+        return [name for name in self._unenforced[key] if request.limits.get(name)]
+
     async def start(self, request: Request) -> Job:
         """A running job, or the one that this request id has started already: see Starts.start."""
-        return await self._starts.start(request, self._link)
+        return await self._starts.start(request, lambda: self._link)
 
     def find(self, uuid: str) -> Job | None:
         """A job by its UUID, running or ended."""
@@ -88,7 +116,7 @@ class Jobs:
 
     async def delete(self, job: Job) -> None:
         """Removes a job that has ended, with its output."""
-        await self._retention.remove([job.record.uuid])
+        await self._retention.remove([job.record.uuid], job.record.owner)
 
     def open_log(self, job: Job) -> JobLog:
         """The log of a job, running or ended; the caller's to release."""

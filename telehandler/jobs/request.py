@@ -29,6 +29,7 @@ class Request(NamedTuple):
     log_kill: bool = False  # at the cap, if it does not drop the oldest; else the job waits
     request_id: str = ""  # starts of one owner with one id are one job's; empty: each is its own
     request_sha256: str = ""  # hex, tells requests with one id apart
+    merge_stderr: bool = False  # one pipe for both, read as stdout
 
 
 def new_record(request: Request) -> Record:

@@ -1,6 +1,5 @@
 """The removal of ended jobs: those over a bound, those that are deleted, and what a crash left half removed."""
 
-import asyncio
 import os
 import re
 import shutil
@@ -10,8 +9,10 @@ import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from telehandler.common.turns import Threads
 from telehandler.jobs.records import Keep, Records
 
+_THREADS = 2
 _REMOVED = ".removed"
 # Nothing else is removed: the directory may have been somebody's before it was ours.
 _OURS = re.compile(rf"[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}({re.escape(_REMOVED)})?")
@@ -26,9 +27,10 @@ class Retention:
 
     def __init__(self, directory: Path, records: Records, keep: Keep) -> None:
         self._directory, self._records, self._keep = directory, records, keep
+        self._threads = Threads("removal", _THREADS, _THREADS - 1)
 
-    async def remove(self, uuids: Iterable[str]) -> None:
-        """Ended jobs. Raises OSError and sqlite3.Error."""
+    async def remove(self, uuids: Iterable[str], user: str = "") -> None:
+        """Ended jobs, for `user`; none: for the server itself. Raises OSError and sqlite3.Error."""
         removed = []
         for uuid in uuids:
             path = self._directory / uuid
@@ -39,10 +41,10 @@ class Retention:
             try:
                 self._records.delete(uuid)
             except sqlite3.OperationalError:  # no room for that, until the bytes have gone
-                await _remove_trees(removed)
+                await self._remove_trees(removed, user)
                 removed = []
                 self._records.delete(uuid)
-        await _remove_trees(removed)
+        await self._remove_trees(removed, user)
 
     async def prune(self) -> None:
         """Removes what is over a bound, the oldest first. Failures are told in the log: the next end tries again."""
@@ -70,21 +72,20 @@ class Retention:
     async def sweep(self, orphans: list[Path]) -> None:
         """At start-up: removes `orphans`, and what is over a bound that may be a new one."""
         try:
-            await _remove_trees(orphans)
+            await self._remove_trees(orphans, "")
         except OSError as error:
             _tell(error)
         await self.prune()
 
+    async def _remove_trees(self, paths: list[Path], user: str) -> None:
+        """In a thread: a large file takes a while to go, and watchers should not wait for it."""
 
-async def _remove_trees(paths: list[Path]) -> None:
-    """In a thread: a large file takes a while to go, and watchers should not wait for it."""
+        def work() -> None:
+            for path in paths:
+                shutil.rmtree(path)
 
-    def work() -> None:
-        for path in paths:
-            shutil.rmtree(path)
-
-    if paths:
-        await asyncio.to_thread(work)
+        if paths:
+            await self._threads.run(user, work)
 
 
 def _tell(error: OSError | sqlite3.Error) -> None:

@@ -5,12 +5,15 @@ import shutil
 import sqlite3
 import time
 import uuid as uuids
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from helper.wire import Stage
-from telehandler.common import capacity
+from telehandler.common import bounds, capacity
 from telehandler.common.errors import Exhausted, HelperRefused, HelperUnavailable, RequestReused, ServerEnding
+from telehandler.common.turns import Turns
 from telehandler.jobs.helper_link import HelperLink, JobSpec, LiveJob, Unreceived
 from telehandler.jobs.job import Job, ended_job
 from telehandler.jobs.lifecycle import Lifecycle, kill, new_log, release
@@ -18,39 +21,81 @@ from telehandler.jobs.records import Record, Records
 from telehandler.jobs.request import DEFAULT_ENV, Request, new_record
 from telehandler.output.log import JobLog
 
+_RATE_PATIENCE_S, _RATE_PAUSE_S = 10.0, 0.02
 _MAX_SHOWN = 200  # bytes of a command or directory in a message
 
 
 class Starts:
-    """The starts that are under way. One event loop."""
+    """The starts that are under way. One event loop.
 
-    def __init__(self, directory: Path, records: Records, lifecycle: Lifecycle, cwd: bytes) -> None:
+    Users take turns: a start of one waits behind a few of another's, never behind all of them. And none has all of the
+    jobs that the helper's policy allows: see `_check_share`.
+    """
+
+    def __init__(
+        self, directory: Path, records: Records, lifecycle: Lifecycle, cwd: bytes, max_jobs_per_user: int
+    ) -> None:
         self._directory, self._records, self._lifecycle, self._cwd = directory, records, lifecycle, cwd
+        self._max_jobs_per_user = max_jobs_per_user  # 0: a share
+        self._turns = Turns(bounds.MAX_STARTING_PER_USER)
+        self._starting: Counter[str] = Counter()  # by owner
+        self._over_rate = asyncio.Lock()
         self._tasks: set[asyncio.Task[Job]] = set()
         self._of_requests: dict[tuple[str, str], asyncio.Task[Job]] = {}  # by owner and request id
         self._closed = False
 
-    async def start(self, request: Request, link: HelperLink) -> Job:
+    async def start(self, request: Request, link: Callable[[], HelperLink]) -> Job:
         """A running job, or the one that this request id has started already.
 
-        A caller who is cancelled does not cancel it. Raises HelperRefused, HelperUnavailable,
-        ServerEnding, RequestReused, or Exhausted where it could not be kept.
+        A caller who is cancelled before it is the request's turn starts nothing; later, the start goes on. Raises
+        HelperRefused, HelperUnavailable, ServerEnding, RequestReused, or Exhausted: over a share, or where it could not
+        be kept.
         """
+        if found := await self._known(request):
+            return found
+        async with self._turns.turn(request.owner):
+            if found := await self._known(request):  # meanwhile
+                return found
+            return _of_same_request(await asyncio.shield(self._spawn(request, link())), request)
+
+    async def _known(self, request: Request) -> Job | None:
+        """The job of another start with the same request id."""
         key = request.owner, request.request_id
-        task = self._of_requests.get(key)
-        if not task:
-            if request.request_id and (record := self._records.of_request(*key)):
-                return _of_same_request(self._lifecycle.running.get(record.uuid) or ended_job(record), request)
-            if self._closed:
-                raise ServerEnding("the server is ending, and starts no more jobs: try again when it is back")
-            task = asyncio.get_running_loop().create_task(self._start(request, link))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # heard, if by nobody else
-            if request.request_id:
-                self._of_requests[key] = task
-                task.add_done_callback(lambda _: self._of_requests.pop(key))
-        return _of_same_request(await asyncio.shield(task), request)
+        if task := self._of_requests.get(key):
+            return _of_same_request(await asyncio.shield(task), request)
+        if request.request_id and (record := self._records.of_request(*key)):
+            return _of_same_request(self._lifecycle.running.get(record.uuid) or ended_job(record), request)
+        if self._closed:
+            raise ServerEnding("the server is ending, and starts no more jobs: try again when it is back")
+        return None
+
+    def _spawn(self, request: Request, link: HelperLink) -> "asyncio.Task[Job]":
+        key = request.owner, request.request_id
+        self._check_share(request.owner, link.max_jobs)
+        task = asyncio.get_running_loop().create_task(self._start(request, link))
+        self._starting[request.owner] += 1
+        self._tasks.add(task)
+        task.add_done_callback(lambda task: self._done(task, request.owner))
+        if request.request_id:
+            self._of_requests[key] = task
+            task.add_done_callback(lambda _: self._of_requests.pop(key))
+        return task
+
+    def _done(self, task: "asyncio.Task[Job]", owner: str) -> None:
+        self._tasks.discard(task)
+        self._starting[owner] -= 1
+        if not self._starting[owner]:
+            del self._starting[owner]
+        if not task.cancelled():
+            task.exception()  # heard, if by nobody else
+
+    def _check_share(self, owner: str, most: int) -> None:
+        """Raises Exhausted when the owner has as many jobs as one user may have beside those of the others."""
+        own = self._starting[owner] + sum(job.record.owner == owner for job in self._lifecycle.running.values())
+        others = self._starting.total() + len(self._lifecycle.running) - own
+        share = self._max_jobs_per_user or max(1, int((most - others) * bounds.SHARE_OF_JOBS))
+        if most and own >= share:
+            raise Exhausted(f"{own} of this user's jobs run, and one user may have {share} now: end some")
 
     async def close(self) -> None:
         """No more starts; returns once none is under way."""
@@ -61,7 +106,8 @@ class Starts:
     def spec(self, request: Request, uuid: uuids.UUID) -> JobSpec:
         """What the helper is asked for."""
         env = [name + b"=" + value for name, value in (DEFAULT_ENV | request.env).items()]
-        return JobSpec(uuid.bytes, request.profile, request.cwd or self._cwd, request.argv, env, request.limits)
+        place = request.profile, request.cwd or self._cwd
+        return JobSpec(uuid.bytes, *place, request.argv, env, request.limits, request.merge_stderr)
 
     async def _start(self, request: Request, link: HelperLink) -> Job:
         record = new_record(request)
@@ -71,7 +117,8 @@ class Starts:
             log = new_log(self._directory, record)  # before it runs: what cannot be kept is not started
             if record.request_id and not self._records.begin(record):
                 raise HelperUnavailable("the helper has not answered a start of this request id: it is not known yet")
-            live = await _ask_helper(link, self.spec(request, uuids.UUID(record.uuid)), anywhere=not request.cwd)
+            spec = self.spec(request, uuids.UUID(record.uuid))
+            live = await self._ask_helper(link, spec, anywhere=not request.cwd)
             record.job_uid, record.start_ns = live.uid, time.time_ns()
             self._records.save(record)
         except Exception as error:
@@ -80,6 +127,26 @@ class Starts:
         job = Job(record, log)
         self._lifecycle.follow(job, log, live, link)
         return job
+
+    async def _ask_helper(self, link: HelperLink, spec: JobSpec, anywhere: bool) -> LiveJob:
+        """Starts it in /, if `anywhere` will do, where the server's own directory is hidden from jobs.
+
+        A start over the policy's rate waits for a while: users take turns there too, or the one who asks most often
+        would have it all.
+        """
+        patience = time.monotonic() + _RATE_PATIENCE_S
+        while True:
+            try:
+                return await link.start(spec)
+            except HelperRefused as refused:
+                if refused.stage == Stage.CHDIR and anywhere and spec.cwd != b"/":
+                    spec = spec._replace(cwd=b"/")
+                    continue
+                full = len(self._lifecycle.running) >= link.max_jobs
+                if refused.stage != Stage.CAPACITY or full or time.monotonic() > patience:
+                    raise
+            async with self._over_rate:  # first come, first served
+                await asyncio.sleep(_RATE_PAUSE_S)
 
     async def _undo(
         self, record: Record, log: JobLog | None, live: LiveJob | None, link: HelperLink, error: Exception
@@ -98,16 +165,6 @@ class Starts:
         if link.lost or not isinstance(error, HelperUnavailable):
             with suppress(sqlite3.OperationalError):  # no room: as if the helper had not answered
                 self._records.forget(record)
-
-
-async def _ask_helper(link: HelperLink, spec: JobSpec, anywhere: bool) -> LiveJob:
-    """Starts it in /, if `anywhere` will do, where the server's own directory is hidden from jobs."""
-    try:
-        return await link.start(spec)
-    except HelperRefused as refused:
-        if refused.stage != Stage.CHDIR or not anywhere:
-            raise
-        return await link.start(spec._replace(cwd=b"/"))
 
 
 def _explained(error: Exception, request: Request) -> Exception:

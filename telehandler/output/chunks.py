@@ -127,25 +127,27 @@ class Chunks:
         key = _Key(log.serial, offset, self.chunk_bytes(), exact, zstd)
         if found := self._kept(key, log):
             return found
-        if min(log.size, _boundary(key)) - offset < _INLINE_BYTES:
-            made = self._make(log, key)
-            self._keep(key, made)
-            return made
-        return await asyncio.shield(self._start(log, key))
+        if min(log.size, _boundary(key)) - offset >= _INLINE_BYTES:
+            with suppress(RuntimeError):  # no thread can be had
+                return await asyncio.shield(self._start(log, key))
+        made = self._make(log, key)
+        self._keep(key, made)
+        return made
 
     def prepare(self, log: JobLog, offset: int, exact: bool, zstd: bool) -> None:
         """Begins to make the chunk at `offset`, if all of it is there."""
         key = _Key(log.serial, offset, self.chunk_bytes(), exact, zstd)
         fits = 2 * key.size * self.watchers <= self.cache_bytes()  # else it is evicted before it is sent
         if fits and key.size > _INLINE_BYTES and _boundary(key) <= log.size and key not in self._framed:
-            self._start(log, key)
+            with suppress(RuntimeError):  # no thread can be had
+                self._start(log, key)
 
     def _start(self, log: JobLog, key: _Key) -> "asyncio.Future[Framed]":
         """In a thread, once for all who need it."""
         making = self._making.get(key)
         if not making:
-            log.retain()  # its files stay open meanwhile
             making = asyncio.get_running_loop().run_in_executor(self._threads, self._make, log, key)
+            log.retain()  # its files stay open meanwhile
             self._making[key] = making
             making.add_done_callback(lambda made: self._on_made(log, key, made))
         return making

@@ -1,8 +1,8 @@
 """SHA-256 of each stream of a log, computed once, behind the writer and off the event loop."""
 
-import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from telehandler.output.log import JobLog, Stream
 
@@ -11,8 +11,10 @@ _AT_ONCE_BYTES = 4 << 20
 _PIECE_BYTES = 256 * 1024
 
 
-async def follow(log: JobLog, on_progress: Callable[[], None]) -> dict[Stream, str]:
-    """Hex digests once the log has ended; `log.hashed` says how far.
+async def follow(
+    log: JobLog, on_progress: Callable[[], None], run: Callable[[Callable[[], None]], Awaitable[None]]
+) -> dict[Stream, str]:
+    """Hex digests once the log has ended; `log.hashed` says how far. `run` runs work in a thread.
 
     Empty for a log whose beginning was gone before, or that cannot be read any more.
     """
@@ -36,7 +38,7 @@ async def follow(log: JobLog, on_progress: Callable[[], None]) -> dict[Stream, s
             if log.size - log.hashed <= _BEHIND_BYTES:
                 advance(log.size)
             else:
-                await asyncio.to_thread(advance, min(log.size, log.hashed + _AT_ONCE_BYTES))
+                await run(partial(advance, min(log.size, log.hashed + _AT_ONCE_BYTES)))
         except OSError:  # EIO: no digest; the job goes on
             whole, log.hashed = False, log.size
         on_progress()

@@ -21,7 +21,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from enum import IntEnum
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,8 @@ PIPE_BYTES = 1 << 20
 _SAME_SEGMENT_NS = 5_000_000  # output this close in time is one segment
 _RECORD = struct.Struct("<QQB7x")  # offset, time in ns since the epoch, stream
 _RECORDS_AT_ONCE = 512
+_NEAR_PIPES = 4
+_RUN_SEGMENTS = 4096  # of one chunk: who reads single bytes takes no more than a few milliseconds at once
 _BLOCK_BYTES = 4096  # holes begin and end at these
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -137,6 +139,13 @@ class JobLog:
         return self._cap.drop_oldest
 
     @property
+    def waits_soon(self) -> bool:
+        """Whether it comes near a cap beyond which it takes no more: its writer must not be far ahead."""
+        return (
+            bool(self._cap.max_bytes) and not self.drops and self._cap.max_bytes - self.size < _NEAR_PIPES * PIPE_BYTES
+        )
+
+    @property
     def overdue(self) -> bool:
         """Whether more is kept than the cap allows, because it is not hashed yet: the writer must wait."""
         return self.drops and self.size - self.floor > self._cap.max_bytes + CHUNK_BYTES
@@ -204,7 +213,7 @@ class JobLog:
         following = self.segments(offset)
         first = next(following)
         stop = first.end
-        for segment in following:
+        for segment in islice(following, _RUN_SEGMENTS):
             if stop >= end or segment.stream is not first.stream:
                 break
             stop = segment.end
@@ -248,31 +257,12 @@ class JobLog:
             done += count
         return message
 
-    def tail(self, lines: int, stream: Stream | None) -> int:
-        """The offset of the last `lines` lines, of one stream or of both. Reads back as far as it takes."""
-        wanted = 0
-        for segment in self._backward():
-            if stream not in (None, segment.stream):
-                continue
-            if not wanted:  # the last one: a newline at its end ends the last line
-                wanted = lines + (self.bytes_at(segment.end - 1, 1) == b"\n")
-            for at in range(segment.end, segment.offset, -CHUNK_BYTES):
-                begin = max(at - CHUNK_BYTES, segment.offset)
-                piece = self.bytes_at(begin, at - begin)
-                newlines = piece.count(b"\n")
-                if newlines >= wanted:
-                    for _ in range(wanted):
-                        piece = piece[: piece.rindex(b"\n")]
-                    return begin + len(piece) + 1
-                wanted -= newlines
-        return self.floor
-
     def at_time(self, time_ns: int) -> int:
         """The offset of the first segment that began at `time_ns` or later; the size when there is none."""
         number = bisect_left(range(self._count), time_ns, key=lambda number: self._record(number)[1])
         return self._record(number)[0] if number < self._count else self.size
 
-    def _backward(self) -> Iterator[Segment]:
+    def backward(self) -> Iterator[Segment]:
         """What there is now, the last segment first."""
         end, number = self.size, self._count
         while number and end > self.floor:

@@ -20,6 +20,18 @@ def enlarge(pipe_fd: int) -> None:
         pass
 
 
+def shrink(pipe_fd: int) -> None:
+    """A page is what a pipe holds at least: so much may its writer be ahead of a log that is about to take no more.
+
+    One that holds more stays as it is, until it is emptier (fcntl(2): EBUSY).
+    """
+    try:
+        if fcntl.fcntl(pipe_fd, fcntl.F_GETPIPE_SZ) > select.PIPE_BUF:
+            fcntl.fcntl(pipe_fd, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    except OSError:
+        pass
+
+
 class Pump:
     """Owns the two fds. While the log takes no more, nothing is read, so the job waits in its next write.
 
@@ -38,7 +50,7 @@ class Pump:
         self.discarded = 0  # bytes that the log did not take
         for fd in self._open:
             os.set_blocking(fd, False)
-            enlarge(fd)
+            shrink(fd) if log.waits_soon else enlarge(fd)
             self._loop.add_reader(fd, self._move, fd)
 
     async def drained(self) -> None:
@@ -83,6 +95,8 @@ class Pump:
         if self._error:
             self._error = None
             self._on_stuck(None)
+        if moved and self._log.waits_soon:
+            shrink(fd)
         if not moved:
             self._close(fd)
         elif self._log.overdue:
@@ -90,6 +104,8 @@ class Pump:
 
     def _stick(self, error: OSError) -> None:
         full = isinstance(error, LogFull)
+        for fd in self._open if full else []:
+            shrink(fd)
         try:
             if not full and self._log.drop(PIPE_BYTES):
                 return  # its reader comes again at once

@@ -3,15 +3,17 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from itertools import islice
 from typing import NamedTuple
 
 from telehandler.output.chunks import Chunks
-from telehandler.output.log import JobLog, Stream
+from telehandler.output.log import JobLog, Segment, Stream
 from telehandler.pb import telehandler_pb2 as pb
 
 # A watcher whose connection drains less than this a second, times the watchers that share its chunks, gets compressed
 # ones. It is about half of what compressing yields: on a faster link, a lone watcher is better off without.
 _COMPRESSING_PAYS_BYTES_S = 150 << 20
+_SKIPPED_AT_ONCE = 1000  # segments of the other stream
 _SMOOTHING = 0.25  # the weight of the last chunk in a connection's rate
 
 
@@ -53,12 +55,14 @@ async def messages(log: JobLog, chunks: Chunks, options: WatchOptions) -> AsyncI
             if offset < log.floor:  # while it waited
                 continue
             if filtered:
-                segment = next(log.segments(offset))
+                segment = _first_of(log, offset, options.stream)
                 if options.until_ns and segment.time_ns >= options.until_ns:
                     return
                 if options.stream not in (None, segment.stream):
                     offset = segment.end
+                    await asyncio.sleep(0)  # there may be millions of them: others come first
                     continue
+                offset = segment.offset
             zstd = options.zstd and rate.bytes_s < _COMPRESSING_PAYS_BYTES_S * log.takers
             chunk = await chunks.get(log, offset, exact, zstd)
             chunks.prepare(log, chunk.end, exact, zstd)
@@ -67,6 +71,14 @@ async def messages(log: JobLog, chunks: Chunks, options: WatchOptions) -> AsyncI
             rate.sent(len(chunk.message), began_ns)
     finally:
         log.takers -= options.zstd
+
+
+def _first_of(log: JobLog, offset: int, stream: Stream | None) -> Segment:
+    """The first segment from `offset` on of `stream`, or the last one that was looked at."""
+    for segment in islice(log.segments(offset), _SKIPPED_AT_ONCE):
+        if stream in (None, segment.stream):
+            break
+    return segment
 
 
 async def _more(log: JobLog, offset: int, options: WatchOptions) -> bool:

@@ -30,6 +30,7 @@ class JobReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     JOB_REASON_LOST: _ClassVar[JobReason]
     JOB_REASON_TIMEOUT: _ClassVar[JobReason]
     JOB_REASON_PIDS: _ClassVar[JobReason]
+    JOB_REASON_OUTPUT_LOST: _ClassVar[JobReason]
 
 class LogPolicy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -56,6 +57,7 @@ JOB_REASON_STOPPED: JobReason
 JOB_REASON_LOST: JobReason
 JOB_REASON_TIMEOUT: JobReason
 JOB_REASON_PIDS: JobReason
+JOB_REASON_OUTPUT_LOST: JobReason
 LOG_POLICY_UNSPECIFIED: LogPolicy
 LOG_POLICY_BLOCK: LogPolicy
 LOG_POLICY_DROP_OLDEST: LogPolicy
@@ -65,7 +67,7 @@ OUTPUT_STREAM_STDOUT: OutputStream
 OUTPUT_STREAM_STDERR: OutputStream
 
 class Limits(_message.Message):
-    __slots__ = ("cpu_millis", "memory_bytes", "memory_high_bytes", "pids", "read_bps", "write_bps", "read_iops", "write_iops", "file_bytes", "open_files", "timeout_ms")
+    __slots__ = ("cpu_millis", "memory_bytes", "memory_high_bytes", "pids", "read_bps", "write_bps", "read_iops", "write_iops", "file_bytes", "open_files", "timeout_ms", "tmp_bytes", "shm_bytes")
     CPU_MILLIS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_HIGH_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +79,8 @@ class Limits(_message.Message):
     FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
     OPEN_FILES_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    TMP_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHM_BYTES_FIELD_NUMBER: _ClassVar[int]
     cpu_millis: int
     memory_bytes: int
     memory_high_bytes: int
@@ -88,10 +92,12 @@ class Limits(_message.Message):
     file_bytes: int
     open_files: int
     timeout_ms: int
-    def __init__(self, cpu_millis: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_high_bytes: _Optional[int] = ..., pids: _Optional[int] = ..., read_bps: _Optional[int] = ..., write_bps: _Optional[int] = ..., read_iops: _Optional[int] = ..., write_iops: _Optional[int] = ..., file_bytes: _Optional[int] = ..., open_files: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+    tmp_bytes: int
+    shm_bytes: int
+    def __init__(self, cpu_millis: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_high_bytes: _Optional[int] = ..., pids: _Optional[int] = ..., read_bps: _Optional[int] = ..., write_bps: _Optional[int] = ..., read_iops: _Optional[int] = ..., write_iops: _Optional[int] = ..., file_bytes: _Optional[int] = ..., open_files: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., tmp_bytes: _Optional[int] = ..., shm_bytes: _Optional[int] = ...) -> None: ...
 
 class StartJobRequest(_message.Message):
-    __slots__ = ("parent", "command", "args", "argv", "env", "working_directory", "limits", "profile", "validate_only", "log_max_bytes", "log_policy", "request_id")
+    __slots__ = ("parent", "command", "args", "argv", "env", "working_directory", "limits", "profile", "validate_only", "log_max_bytes", "log_policy", "request_id", "merge_stderr")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +117,7 @@ class StartJobRequest(_message.Message):
     LOG_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
     LOG_POLICY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MERGE_STDERR_FIELD_NUMBER: _ClassVar[int]
     parent: str
     command: str
     args: _containers.RepeatedScalarFieldContainer[str]
@@ -123,19 +130,22 @@ class StartJobRequest(_message.Message):
     log_max_bytes: int
     log_policy: LogPolicy
     request_id: str
-    def __init__(self, parent: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., argv: _Optional[_Iterable[bytes]] = ..., env: _Optional[_Mapping[str, bytes]] = ..., working_directory: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., profile: _Optional[str] = ..., validate_only: _Optional[bool] = ..., log_max_bytes: _Optional[int] = ..., log_policy: _Optional[_Union[LogPolicy, str]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    merge_stderr: bool
+    def __init__(self, parent: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., argv: _Optional[_Iterable[bytes]] = ..., env: _Optional[_Mapping[str, bytes]] = ..., working_directory: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., profile: _Optional[str] = ..., validate_only: _Optional[bool] = ..., log_max_bytes: _Optional[int] = ..., log_policy: _Optional[_Union[LogPolicy, str]] = ..., request_id: _Optional[str] = ..., merge_stderr: _Optional[bool] = ...) -> None: ...
 
 class JobResponse(_message.Message):
-    __slots__ = ("name", "uid", "state", "sandbox")
+    __slots__ = ("name", "uid", "state", "sandbox", "unenforced_limits")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SANDBOX_FIELD_NUMBER: _ClassVar[int]
+    UNENFORCED_LIMITS_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     state: JobState
     sandbox: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., sandbox: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    unenforced_limits: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., sandbox: _Optional[_Iterable[bytes]] = ..., unenforced_limits: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StopJobRequest(_message.Message):
     __slots__ = ("name", "signal", "grace")

@@ -7,17 +7,22 @@ import shutil
 import socket
 import stat
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from helper import wire
-from telehandler.common import fds
-from telehandler.common.errors import HelperUnavailable
+from telehandler.common import capacity, fds, process_state
+from telehandler.common.errors import HelperNotNow, HelperUnavailable
 from telehandler.supervisor import prerequisites
 
+T = TypeVar("T")
 INSTALLED = Path("/usr/local/lib/telehandler")
 PYTHON = "/usr/bin/python3"
 HELLO_TIMEOUT_S = 20.0
-_TRIES = 3  # a helper may be killed before it answers
+_PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0)  # between the attempts of a first start
+_EXIT_AGAIN = 75  # of a helper that could not start now: of helper/__main__.py
 
 
 def command(cgroup_root: str | None, policy: str | None) -> list[str]:
@@ -26,7 +31,7 @@ def command(cgroup_root: str | None, policy: str | None) -> list[str]:
     checkout, installed = Path(__file__).resolve().parents[2] / "helper", INSTALLED / "helper"
     given = {"--cgroup-root": cgroup_root, "--policy": policy}
     # Absolute: the helper runs in /.
-    options = [word for flag, path in given.items() if path for word in (flag, os.path.abspath(path))]
+    options = [word for flag, path in given.items() if path for word in (flag, process_state.absolute(path))]
     if os.geteuid() == 0:
         # A checkout that is another user's is refused by the helper itself: take root's own then.
         own = checkout.stat().st_uid == 0 or not installed.exists()
@@ -49,11 +54,31 @@ def start(
 ) -> tuple["subprocess.Popen[bytes]", socket.socket]:
     """The helper, greeted, and our end of its socket. Raises HelperUnavailable."""
     arguments = command(cgroup_root, policy)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process = _run(arguments, theirs, stderr)
-    if not _greeted(ours):
-        raise HelperUnavailable(_not_started(arguments, _status(process)))
-    return process, ours
+
+    def attempt() -> tuple["subprocess.Popen[bytes]", socket.socket]:
+        ours, theirs = _pair()
+        process = _run_with(ours, arguments, theirs, stderr)
+        if _greeted(ours):
+            return process, ours
+        raise _failure(arguments, _status(process))
+
+    return _with_patience(attempt)
+
+
+def _with_patience(attempt: Callable[[], T]) -> T:
+    """Makes an attempt again, after a pause, as long as what keeps it from success may pass; bounded by _PAUSES_S."""
+    for pause_s in (*_PAUSES_S, None):
+        try:
+            return attempt()
+        except OSError as error:  # of ours: no process, memory or fd to be had
+            failure = HelperNotNow(f"the root helper cannot be started: {error.strerror}")
+            if error.errno not in capacity.ERRORS:
+                raise HelperUnavailable(str(failure)) from None
+        except HelperNotNow as error:
+            failure = error
+        if pause_s is not None:
+            time.sleep(pause_s)
+    raise failure
 
 
 class Helpers:
@@ -67,46 +92,62 @@ class Helpers:
         self._arguments = command(cgroup_root, policy)
         self._process: subprocess.Popen[bytes] | None = None  # the keeper, or the last helper
         self._keeper: socket.socket | None = None
+        self._by_keeper = os.geteuid() == 0
         self._running = False  # one has been
+        self._served = False  # the last one has: it was greeted
         self.link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # until the first helper's
-        if os.geteuid() == 0:
-            self._keeper, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._keeper.settimeout(HELLO_TIMEOUT_S)
-            self._process = _run(self._arguments, theirs)
 
     def start(self) -> None:
         """The first helper, or, once one was killed by a signal, the next; greeted.
 
-        Raises HelperUnavailable, also when the one before ended by itself: the next would too.
+        Raises HelperUnavailable, also when one that had served ended by itself: the next would too. Once one has
+        served, what keeps another from starting may pass: HelperNotNow or OSError, and the caller may try again. The
+        first is tried again here, while this process still is who it was started as.
         """
-        for _ in range(_TRIES):
-            ours = self._next_of_keeper(self._keeper) if self._keeper else self._next()
-            if _greeted(ours):
-                self.link.close()
-                self.link, self._running = ours, True
-                return
-        raise HelperUnavailable(f"the root helper was killed {_TRIES} times before it answered")
+        if self._running:
+            self._attempt()
+        else:
+            _with_patience(self._attempt)
+
+    def _attempt(self) -> None:
+        ours = self._next_of_keeper() if self._by_keeper else self._next()
+        self._served = _greeted(ours)
+        if not self._served:
+            raise HelperNotNow("the root helper did not answer; if it said why, its message is above")
+        self.link.close()
+        self.link, self._running = ours, True
 
     def _next(self) -> socket.socket:
-        if self._process and (status := _status(self._process)) >= 0:  # sudo sends itself its command's signal
-            raise HelperUnavailable(self._ended(status))
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._process = _run(self._arguments, theirs)
+        if self._process:
+            status = _status(self._process)  # sudo sends itself its command's signal
+            passing = status < 0 or status == _EXIT_AGAIN or (self._running and not self._served)
+            if not passing:
+                raise HelperUnavailable(self._ended(status))
+        ours, theirs = _pair()
+        self._process = _run_with(ours, self._arguments, theirs)
         return ours
 
-    def _next_of_keeper(self, keeper: socket.socket) -> socket.socket:
+    def _next_of_keeper(self) -> socket.socket:
+        if not self._keeper:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._process, self._keeper = _run_with(ours, self._arguments, theirs), ours
+            self._keeper.settimeout(HELLO_TIMEOUT_S)
         passed: list[int] = []
         try:
-            keeper.send(b"L")
-            _, whole, passed = fds.receive(keeper, 1, 1)
+            self._keeper.send(b"L")
+            _, whole, passed = fds.receive(self._keeper, 1, 1)
         except OSError:
             whole = False
         if whole and len(passed) == 1:
             return socket.socket(fileno=passed[0])
         fds.close_all(passed)
-        keeper.close()  # its end, if it is there at all
+        self._keeper.close()  # its end, if it is there at all
         assert self._process is not None
-        raise HelperUnavailable(self._ended(_status(self._process)))
+        status = _status(self._process)
+        if not self._running and status == _EXIT_AGAIN:
+            self._keeper = None  # we are root still, and can start another
+            raise _failure(self._arguments, status)
+        raise HelperUnavailable(self._ended(status))
 
     def _ended(self, status: int) -> str:
         if not self._running:
@@ -131,12 +172,34 @@ class Helpers:
         return ended
 
 
+def _pair() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a helper's socket. No fd can be sent to the helper; it would take none anyway."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    fds.refuse(theirs)
+    return ours, theirs
+
+
+def _run_with(
+    ours: socket.socket, arguments: list[str], theirs: socket.socket, stderr: int | None = None
+) -> "subprocess.Popen[bytes]":
+    """Closes `ours`, the other end of `theirs`, when nothing can be run."""
+    try:
+        return _run(arguments, theirs, stderr)
+    except OSError:
+        ours.close()
+        raise
+
+
 def _run(arguments: list[str], stdin: socket.socket, stderr: int | None = None) -> "subprocess.Popen[bytes]":
-    """Closes `stdin`. Root's own helper gets no environment: it is nobody's deputy, as by sudo (SUDO_UID)."""
+    """Closes `stdin`. Root's own helper gets no environment: it is nobody's deputy, as by sudo (SUDO_UID).
+
+    Python writes bytecode of the helper before any line of it can set a umask: with root's own umask of 0 others could
+    write there, and so run code as root.
+    """
     env: dict[str, str] | None = {} if os.geteuid() == 0 else None
     with stdin:
         return subprocess.Popen(
-            arguments, stdin=stdin.fileno(), stdout=subprocess.DEVNULL, stderr=stderr, cwd="/", env=env
+            arguments, stdin=stdin.fileno(), stdout=subprocess.DEVNULL, stderr=stderr, cwd="/", env=env, umask=0o022
         )
 
 
@@ -159,7 +222,13 @@ def _status(process: "subprocess.Popen[bytes]") -> int:
     try:
         return process.wait(HELLO_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        raise HelperUnavailable("the root helper neither answers nor ends") from None
+        raise HelperNotNow("the root helper neither answers nor ends") from None
+
+
+def _failure(arguments: list[str], status: int) -> HelperUnavailable:
+    """Of a start: HelperNotNow when another try may do, as after a signal."""
+    kind = HelperNotNow if status < 0 or status == _EXIT_AGAIN else HelperUnavailable
+    return kind(_not_started(arguments, status))
 
 
 def _not_started(arguments: list[str], status: int) -> str:

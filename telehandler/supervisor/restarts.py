@@ -13,11 +13,14 @@ import time
 from collections import deque
 from typing import Any
 
-from telehandler.common.errors import EXIT_OURS, HelperUnavailable, TelehandlerError
+from telehandler.common import capacity
+from telehandler.common.errors import EXIT_OURS, HelperNotNow, HelperUnavailable, TelehandlerError
 from telehandler.supervisor.api_process import Api, Files
 from telehandler.supervisor.helper_process import Helpers
 
 KILL_S = 10.0  # for the api to kill every job and tell its watchers
+# timeout(1) signals its child, and then its group: the child gets one order twice.
+ONE_ORDER_S = 0.2
 EXIT_HELPER = 1
 MAX_API_FAILURES, MAX_HELPER_DEATHS, WINDOW_S = 10, 5, 60.0
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.1, 5.0
@@ -63,8 +66,10 @@ class Supervisor:
         self._next: Api | None = None
         self._status: int | None = None  # of the server, once it is to end
         self._draining = self._killing = False
+        self._drained_since, self._drain_order = -math.inf, 0
         self._api_restarts, self._helper_restarts = Restarts(), Restarts()
         self._link_lives = True
+        self._was_ready = False  # an api was: what keeps another from it may pass
         # Times by the monotonic clock.
         self._api_due, self._helper_due, self._ending_due = time.monotonic(), math.inf, math.inf
 
@@ -127,12 +132,16 @@ class Supervisor:
     # Events
 
     def _on_signal(self, number: int) -> None:
+        now = time.monotonic()
         if number == signal.SIGHUP:
             self._upgrade()
-        elif self._drain_s is None or self._draining:
+        elif self._drain_s is None or (self._draining and self._drain_order != number):
             self._kill()
+        elif self._draining:
+            if now - self._drained_since > ONE_ORDER_S:
+                self._kill()
         else:
-            self._draining = True
+            self._draining, self._drained_since, self._drain_order = True, now, number
             self._ending_due = time.monotonic() + self._drain_s
             _say(f"draining: no new jobs, and at most {self._drain_s:g} s for those that run")
             if self._api and self._api.ready:
@@ -141,17 +150,16 @@ class Supervisor:
     def _on_message(self, api: Api) -> None:
         if api.hear() != "ready":
             return
+        self._was_ready = True
         if api is self._api:
             self._give_link(api)
         elif self._api:
-            self._api.terminate()  # the place is free once it has ended
+            self._api.hand_over()  # the place is free once it has ended
 
     def _on_api_end(self, api: Api) -> None:
         status = api.wait()
         if api is self._next:
             self._next = None
-            if api.files is not self._files:
-                api.files.close()
             return _say("the new api cannot start, for the reason above: the one before goes on")
         self._api = None
         if self._killing or (self._draining and status == 0 and not api.handing_over):
@@ -160,6 +168,12 @@ class Supervisor:
             self._take_place(self._next)
         elif status == EXIT_OURS:
             self._status = EXIT_OURS  # it has said why
+        elif status > 0 and not (api.ready or self._was_ready):
+            _say(
+                f"the api did not start (status {status}), for the reason above: the server's user must be able to "
+                "run this Python with all of its modules; install telehandler where that user can read it"
+            )
+            self._status = EXIT_OURS
         else:
             self._api_due = time.monotonic() + self._api_restarts.pause_s(not api.serving)
             if self._api_restarts.failures < MAX_API_FAILURES:
@@ -187,17 +201,27 @@ class Supervisor:
 
     def _start_api(self) -> None:
         try:
-            self._api = Api(self._spec, self._files, self._paths)
+            # An expired certificate is no reason to give up jobs that run, but to start none.
+            self._api = Api(
+                self._spec | {"first": not self._was_ready, "strict": not self._was_ready}, self._files, self._paths
+            )
         except OSError as error:  # such as no process to be had: the jobs are none the worse for it
-            _say(f"the api cannot be started now: {error}")
-            self._api_due = time.monotonic() + self._api_restarts.pause_s(False)
+            passes = error.errno in capacity.ERRORS
+            self._api_due = time.monotonic() + self._api_restarts.pause_s(not passes)
+            if passes or (self._was_ready and self._api_restarts.failures < MAX_API_FAILURES):
+                return _say(f"the api cannot be started now: {error}")
+            _say(
+                f"the api cannot be started: {error}: the server's user must be able to execute this Python and to "
+                "enter its directories; install telehandler where that user can read it, or name another --user"
+            )
+            self._status = EXIT_OURS
 
     def _start_helper(self) -> None:
         self._helper_due = math.inf
         try:
             self._helpers.start()
-        except OSError as error:
-            _say(f"the root helper cannot be started now: {error}")
+        except (OSError, HelperNotNow) as error:
+            _say(f"the root helper cannot be started now, and is tried again: {error}")
             self._helper_due = time.monotonic() + self._helper_restarts.pause_s(False)
             return
         except HelperUnavailable as error:
@@ -220,17 +244,14 @@ class Supervisor:
             else:
                 files = Files(*self._names)
             if self._api:
-                self._next = Api(self._spec, files, self._paths)
+                self._next = Api(self._spec | {"first": False, "strict": True}, files, self._paths)
             else:
                 self._files, self._api_due = files, time.monotonic()
         except (TelehandlerError, OSError) as error:
             _say(f"SIGHUP: {error}; the api before goes on, with the certificate before")
 
     def _take_place(self, api: Api) -> None:
-        self._api, self._next = api, None
-        if api.files is not self._files:
-            self._files.close()
-            self._files = api.files
+        self._api, self._next, self._files = api, None, api.files
         if api.ready:
             self._give_link(api)
 
@@ -252,6 +273,6 @@ def _say(text: str) -> None:
 def _catch_signals() -> int:
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(write_fd)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     return read_fd

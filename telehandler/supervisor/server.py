@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from telehandler.common import privileges
+from telehandler.common import privileges, process_state
 from telehandler.common.errors import TelehandlerError
+from telehandler.supervisor import caller
 from telehandler.supervisor.api_process import Files
 from telehandler.supervisor.helper_process import Helpers
 from telehandler.supervisor.restarts import Supervisor
@@ -27,17 +28,20 @@ class Options(NamedTuple):
     keep: dict[str, int]  # of records.Keep
     max_connections: int
     max_calls_per_user: int
+    max_jobs_per_user: int  # 0: a share
     drain_s: float | None  # how long SIGTERM waits for the jobs that run; None: it kills them
 
 
 def serve(options: Options) -> int:
     """Runs until SIGTERM or SIGINT: exit status 0; 125: the api cannot start; 1: the helper is gone for good."""
+    caller.establish()  # must come first
     is_root = os.geteuid() == 0
     user = privileges.server_user(options.user) if is_root else None
     if options.user and not is_root:
         raise TelehandlerError("--user needs root")
     # As root, before root is given up: what the api must read later, as fds that need no permission.
-    names = os.path.abspath(options.cert), os.path.abspath(options.key), os.path.abspath(options.root)
+    cert, key, root = map(process_state.absolute, (options.cert, options.key, options.root))
+    names = cert, key, root
     files = Files(*names)
     paths = [_open_directory(path) for path in sys.path if os.path.isdir(path)] if is_root else []
     state = _state_directory(options.state_dir, user.pw_uid if user else os.getuid(), user.pw_gid if user else -1)
@@ -53,7 +57,8 @@ def serve(options: Options) -> int:
             "keep": options.keep,
             "max_connections": options.max_connections,
             "max_calls_per_user": options.max_calls_per_user,
-            "cwd": os.getcwd(),
+            "max_jobs_per_user": options.max_jobs_per_user,
+            "cwd": process_state.working_directory(),
             "tls_files": names,
         }
         return Supervisor(spec, names, files, paths, helpers, options.drain_s).run()
@@ -69,7 +74,7 @@ def _open_directory(path: str) -> int:
 def _state_directory(wanted: str | None, uid: int, gid: int) -> Path:
     """The state directory, made, the server user's and nobody else's to read."""
     if wanted:
-        path = Path(wanted).absolute()
+        path = Path(process_state.absolute(wanted))
     elif os.geteuid() == 0:
         path = Path("/var/lib/telehandler")
     else:

@@ -29,7 +29,7 @@ def test_completion(shell: str) -> None:
     ("typed", "words"),
     [
         (["client", "w"], ["watch", "wait"]),
-        (["client", "run", "--mem"], ["--memory"]),
+        (["client", "run", "--mem"], ["--memory", "--memory-reservation"]),
         (["completion", ""], ["bash", "zsh", "fish"]),
         (["help", "client", "st"], ["stop", "status"]),
         (["help", "ver"], ["version"]),

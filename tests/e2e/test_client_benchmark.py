@@ -62,7 +62,9 @@ def test_watchers_whose_process_is_killed_are_named_and_the_rest_judged(server: 
     output, errors = benchmark.communicate(timeout=60)
     assert benchmark.returncode == 1
     named = [line for line in errors.decode().splitlines() if line.startswith("telehandler:")]
-    assert named == [f"telehandler: watcher {number}: its process died" for number in ("00", "02")]
+    *watchers, job = named
+    assert watchers == [f"telehandler: watcher {number}: its process died" for number in ("00", "02")]
+    assert job == "telehandler: the job did not succeed: signaled, exit code 143"
     assert [line.split(":")[0] for line in output.decode().splitlines()[:2]] == ["watcher 01", "watcher 03"]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from support.library_client import signal_job
 from support.processes import live_processes_with
 from support.servers import Server, free_address
 from support.wait import wait_until
+
+from telehandler.supervisor.restarts import ONE_ORDER_S
 
 
 def test_r19_a_drain_refuses_starts_and_waits_for_jobs(make_server: Callable[..., Server]) -> None:
@@ -62,6 +65,9 @@ def test_r19_sigterm_kills_and_tells_the_watchers(make_server: Callable[..., Ser
     if how in ("twice", "interrupt"):
         wait_until("it drains", lambda: "draining" in server.log_text())
         assert server.process.poll() is None
+        if how == "twice":  # two at once are one order: see test_signals_to_all
+            began = time.monotonic()
+            wait_until("it is another order", lambda: time.monotonic() > began + 2 * ONE_ORDER_S)
         server.process.send_signal(signal.SIGTERM if how == "twice" else signal.SIGINT)
     _, errors = watcher.communicate(timeout=30)
     assert watcher.returncode == 137, errors

@@ -50,11 +50,13 @@ def test_r2_a_killed_helper_is_replaced_and_its_jobs_are_lost(server: Server) ->
     assert (watcher.returncode, b"lost" in errors) == (125, True)
     # Meanwhile: the history is there, and a start is told why not.
     assert (server.job_status(name)["state"], server.job_status(name)["reason"]) == ("failed", "lost")
+    assert server.job_status(name)["exit_code"] is None
     assert server.job_status(old)["exit_code"] == 4
     assert server.client("watch", old).stdout == b"of old\n"
     assert server.client("watch", name).stdout == b"up\n"
     with RawClient(server, server.ssl / "client") as caller:
         answer = caller.call(f"/{SERVICE}/StartJob", pb.StartJobRequest(argv=[b"true"]))
+        assert caller.job_status(name).exit_code == -1  # for those who look at nothing else
     assert answer.code is grpc.StatusCode.UNAVAILABLE
     assert "the root helper has died and is being started again" in answer.details
     command = server.client_command("run", "--", "echo", "at last")

@@ -1,7 +1,8 @@
 """Every order of events in the life of one job, with the death of api and helper between any two of them.
 
-An abstraction of helper/monitor.py, telehandler/jobs/helper_link.py and lifecycle.py: one job, one client that may stop
-it, the queues between the two processes, the record. Breadth first through all that can happen.
+An abstraction of helper/monitor.py and jobs.py, and of helper_link.py and lifecycle.py in telehandler/jobs: one job,
+one client that may stop it, the queues between the two processes, the record. Breadth first through all that can
+happen.
 """
 
 from collections import deque
@@ -10,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from helper.monitor import JobState
+from helper.jobs import JobState
 from helper.wire import Type
 from telehandler.common import states
 from telehandler.common.states import State

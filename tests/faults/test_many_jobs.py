@@ -71,7 +71,10 @@ def test_r6_many_at_once_leave_nothing_in_the_helper(wide_policy: Path) -> None:
 
 def test_r6_many_jobs_leave_nothing_in_the_server(make_server: Callable[..., Server], wide_policy: Path) -> None:
     """Short ones one after the other, from several users' threads; then as many as there may be at once."""
-    server = make_server(policy=wide_policy, options=("--keep-jobs", str(KEPT), "--max-calls-per-user", "4096"))
+    server = make_server(
+        policy=wide_policy,
+        options=("--keep-jobs", str(KEPT), "--max-calls-per-user", "4096", "--max-jobs-per-user", "4096"),
+    )
     pids = server.children()
     with RawClient(server, server.ssl / "client") as caller, ThreadPoolExecutor(8) as pool:
         _short(caller, pool, 100)

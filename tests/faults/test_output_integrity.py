@@ -16,7 +16,7 @@ from support.raw_client import SERVICE, RawClient
 from support.servers import Server
 from support.wait import wait_until
 
-from telehandler.client.connection import unpack
+from telehandler.client.answers import unpack
 from telehandler.pb import telehandler_pb2 as pb
 
 FULL = bool(os.environ.get("TELEHANDLER_FULL"))

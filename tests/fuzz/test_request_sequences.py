@@ -27,6 +27,7 @@ _TEXT = st.one_of(
 _START = st.fixed_dictionaries(
     {
         "tag": st.binary(min_size=16, max_size=16),
+        "merge_stderr": st.sampled_from([0] * 10 + [1] * 10 + [2]),
         "place": st.sampled_from([[b"", b""]] * 4 + [[b"host", b"/tmp"], [b"none", b""], [b"", b"/no"], [b""]]),
         "argv": st.sampled_from([[b"/bin/true"], [b"/bin/sleep", b"9"]] * 4) | st.lists(_TEXT, max_size=3),
         "env": st.sampled_from([[], [b"A=1"]] * 4) | st.lists(_TEXT, max_size=3),
@@ -41,6 +42,7 @@ _VALID = st.one_of(
     st.tuples(st.just(Type.HELLO), st.just({})),
     st.tuples(st.just(Type.SIGNAL), st.fixed_dictionaries({"handle": _HANDLE, "signal": _SIGNAL})),
     st.tuples(st.sampled_from([Type.KILL, Type.RELEASE]), st.fixed_dictionaries({"handle": _HANDLE})),
+    st.tuples(st.just(Type.CANCEL), st.fixed_dictionaries({"start_id": st.integers(0, 9)})),
     st.tuples(st.just(Type.SHUTDOWN), st.just({})),
 )
 
@@ -75,10 +77,10 @@ def _expected(sent: list[bytes]) -> set[int]:
     return {0}
 
 
-def _is_violation(argv: list[bytes], env: list[bytes], place: list[bytes], **_: Any) -> bool:
+def _is_violation(argv: list[bytes], env: list[bytes], place: list[bytes], merge_stderr: int, **_: Any) -> bool:
     names = [entry.partition(b"=")[0] for entry in env]
     named = all(b"=" in entry and not entry.startswith(b"=") for entry in env)
-    return not argv or not argv[0] or not named or len(set(names)) != len(names) or len(place) != 2
+    return not argv or not argv[0] or not named or len(set(names)) != len(names) or len(place) != 2 or merge_stderr > 1
 
 
 def _drain(helper: Helper) -> None:
@@ -113,7 +115,7 @@ def test_s4_sequences_are_answered_or_end_it_and_leave_nothing(policy: Path, seq
 def test_the_model_knows_both_ends() -> None:
     """So that the test above cannot pass because everything is allowed."""
     hello, kill = wire.pack(Type.HELLO, 1), wire.pack(Type.KILL, 1, handle=1)
-    bad = struct.pack("<4sBBBBII", b"TLHD", 1, Type.DONE, 0, 0, 0, 0)
+    bad = struct.pack("<4sBBBBII", b"TLHD", wire.VERSION, Type.DONE, 0, 0, 0, 0)
     assert _expected([hello, kill]) == {0}
     assert _expected([hello, kill, bad]) == {VIOLATION}
     assert _expected([hello, wire.pack(Type.SHUTDOWN, 1), bad]) == {0}

@@ -22,7 +22,8 @@ _FIXED = {
 
 def _codes(fixed: str) -> list[str]:
     """struct's codes one by one."""
-    return re.findall("16s|Q|I|i", fixed.replace("11Q", "Q" * 11))
+    limits = len(wire.LIMITS.split())
+    return re.findall("16s|Q|I|i", fixed.replace(f"{limits}Q", "Q" * limits))
 
 
 @st.composite
@@ -72,7 +73,7 @@ def test_truncated_or_longer_is_refused(message: tuple[Type, int, dict[str, Any]
 
 def _start(**changes: Any) -> dict[str, Any]:
     fields: dict[str, Any] = dict.fromkeys(wire.LIMITS.split(), 0)
-    return fields | {"tag": bytes(16), "place": [b"", b""], "argv": [b"x"], "env": []} | changes
+    return fields | {"tag": bytes(16), "merge_stderr": 0, "place": [b"", b""], "argv": [b"x"], "env": []} | changes
 
 
 @pytest.mark.parametrize(

@@ -165,9 +165,9 @@ def test_s10_a_job_that_asks_for_nothing_has_the_defaults(helper: Helper, policy
     wanted = {
         "cpu.max": f"{quota} 100000",
         "memory.max": str(rules.default["memory_bytes"]),
-        "memory.high": str(rules.default["memory_bytes"] * 3 // 4),
+        "memory.high": str(rules.default["memory_bytes"]),
         "memory.oom.group": "1",
-        "pids.max": str(rules.default["pids"]),
+        "pids.max": str(rules.default["pids"] + 1),
     }
     there = {name: value for name, value in wanted.items() if name.partition(".")[0] not in missing_controllers()}
     job = helper.start("sleep", "100")

@@ -1,35 +1,15 @@
-"""The helper when an api does not read (S32), when the next api takes its jobs over, and at SHUTDOWN."""
+"""The helper when the next api takes its jobs over, and at SHUTDOWN."""
 
 import os
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from support.helper_driver import TAG, Helper
-from support.process_usage import rss_bytes
 from support.processes import live_processes_with
-from support.wait import wait_until
 
 from helper.wire import Type
 
 pytestmark = pytest.mark.usefixtures("as_root")
-
-
-def test_s32_the_queue_towards_an_api_that_does_not_read_is_bounded(policy: Path) -> None:
-    with Helper(policy) as helper:
-        helper.sock.setblocking(False)
-        sent = 0
-        with suppress(BlockingIOError):
-            while True:
-                helper.send(Type.KILL, handle=99)
-                sent += 1
-        memory = rss_bytes(helper.process.pid)
-        assert memory < 64 << 20
-        # Each has an answer once we read, in both sockets' buffers and the queue: none was dropped.
-        helper.sock.settimeout(30)
-        for _ in range(sent):
-            assert helper.receive()[0].type is Type.ERROR
 
 
 def test_hello_again_hands_the_live_jobs_over(policy: Path) -> None:
@@ -54,34 +34,6 @@ def test_hello_again_hands_the_live_jobs_over(policy: Path) -> None:
                 os.close(fd)
         ended.close()
         live.close()
-
-
-def test_s32_an_api_that_stops_reading_does_not_stop_the_reaping(policy: Path) -> None:
-    with Helper(policy) as helper:
-        jobs = [helper.start("sleep", "100") for _ in range(5)]
-        pids = [
-            int(pid)
-            for job in jobs
-            for pid in (helper.cgroup / f"job-{job.handle}" / "cgroup.procs").read_text().split()
-        ]
-        helper.sock.setblocking(False)
-        try:
-            while True:  # requests whose replies are not read, until the helper reads no more
-                helper.send(Type.KILL, handle=99)
-        except BlockingIOError:
-            pass
-        for pid in pids:
-            with suppress(ProcessLookupError):  # it went with its init
-                os.kill(pid, 9)
-        wait_until("all cgroups are removed", lambda: not list(helper.cgroup.glob("job-*")))
-        helper.sock.settimeout(30)
-        end = time.monotonic() + 30
-        while len(helper.events) < 5 and time.monotonic() < end:
-            message, _ = helper.receive()
-            helper.events += [message] if message.type is Type.EXITED else []
-        assert len(helper.events) == 5
-        for job in jobs:
-            job.close()
 
 
 def test_shutdown(policy: Path) -> None:

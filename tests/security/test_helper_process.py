@@ -52,7 +52,7 @@ def test_s31_the_helper_signals_by_pidfd_and_cgroup_alone() -> None:
     init = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_init")
     for name in ("kill", "killpg"):
         for file, node in _calls(name):
-            by_cgroup = ast.unparse(node.func) in ("cgroup.kill", "kill") and file in ("monitor.py", "cgroup.py")
+            by_cgroup = ast.unparse(node.func) in ("cgroup.kill", "kill") and file in ("jobs.py", "cgroup.py")
             assert by_cgroup or (file == "spawn.py" and init.lineno <= node.lineno <= (init.end_lineno or 0))
     uses = {
         ast.unparse(node) for tree in SOURCES.values() for node in ast.walk(tree) if isinstance(node, ast.Attribute)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.helper_driver import Helper, read_line
-from support.policies import policy_text, write_policy
+from support.policies import own_uids, policy_text, write_policy
 
 from helper.wire import Stage, Type
 
@@ -226,7 +226,7 @@ def test_s24_a_later_mount_of_the_hosts_does_not_reach_a_job(place: Path) -> Non
 
 def test_files_are_gone_with_the_job_and_the_size_of_tmp_holds(place: Path, rooted: Helper) -> None:
     """The next job has the same uid: so nothing but the mounts keeps the files from it."""
-    one_uid = "max_jobs = 1\n[job_uids]\nfirst = 81500\ncount = 1\n"
+    one_uid = f"max_jobs = 1\n{own_uids(1)}"
     with helper_with(place, one_uid) as helper:
         assert helper.run("sh", "-c", "for d in /tmp /var/tmp /dev/shm; do echo x >$d/left-$$; done").stderr == b""
         ended = helper.run("ls", "-A", "/tmp", "/var/tmp", "/dev/shm")

@@ -35,7 +35,7 @@ def seen(helper: Helper) -> dict[str, Any]:
 
 def test_s9_the_uid_is_the_policys_and_never_0(seen: dict[str, Any]) -> None:
     uid = seen["uid"]
-    assert 1_900_000_000 <= uid < 1_900_065_536
+    assert 70_000 <= uid < 100_000
     assert seen["ids"] == [[uid] * 3, [uid] * 3, []]
 
 
@@ -56,7 +56,7 @@ def test_s18_no_new_privs_and_seccomp(seen: dict[str, Any], helper: Helper) -> N
     ended = helper.run(
         "sh", "-c", f"cp {setuid} /tmp/x 2>/dev/null; {setuid} --help >/dev/null; grep ^Uid /proc/self/status"
     )
-    assert re.search(rb"Uid:\t(19\d+)\t\1\t\1\t\1", ended.stdout)
+    assert re.search(rb"Uid:\t([7-9]\d{4})\t\1\t\1\t\1", ended.stdout)
 
 
 def _is_setuid(path: str) -> bool:
@@ -65,7 +65,8 @@ def _is_setuid(path: str) -> bool:
 
 def test_s19_seccomp_denies(seen: dict[str, Any]) -> None:
     assert {name: number for name, number in seen["denied"].items() if number != 1} == {}
-    assert (seen["clone3"], seen["x32"]) == (38, 38)  # ENOSYS
+    assert {name: number for name, number in seen["sockets"].items() if number != 1} == {}
+    assert {seen["clone3"], seen["x32"], *seen["unknown"]} == {38}  # ENOSYS
     assert seen["unshare files"] == 0  # no namespace: allowed
 
 
@@ -90,8 +91,8 @@ def test_s22_signals_session_umask_and_core(seen: dict[str, Any]) -> None:
     assert sid == pid
     assert terminal is None
     assert seen["umask"] == 0o022
-    assert seen["rlimits"]["RLIMIT_CORE"] == [0, 0]
-    assert seen["rlimits"]["RLIMIT_NOFILE"] == [1024, 1024]
+    assert seen["rlimits"]["CORE"] == [0, 0]
+    assert seen["rlimits"]["NOFILE"] == [1024, 1024]
 
 
 def test_s22_a_shell_sees_no_ignored_or_blocked_signal(helper: Helper) -> None:

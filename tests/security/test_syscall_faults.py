@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,7 @@ _STATUS = "Uid Gid Groups NSpid NSsid SigBlk SigIgn SigCgt CapInh CapPrm CapEff 
 _COVERED = "/ /proc /proc/sys /sys /dev /dev/pts /dev/shm /tmp /var/tmp /run /root /boot".split()
 _START = dict.fromkeys(wire.LIMITS.split(), 0) | {
     "tag": TAG,
+    "merge_stderr": 0,
     "place": [b"", b"/tmp"],
     "env": ENV,
     "argv": [b"/bin/sh", b"-c", _PROBE.encode()],
@@ -106,7 +108,7 @@ def _confinement(output: str, uid: int) -> set[str]:
     """The probe's lines, without what differs from job to job."""
     lines = set()
     mounts: dict[str, str] = {}
-    for line in output.replace(str(uid), "UID").splitlines():
+    for line in re.sub(rf"\b{uid}\b", "UID", output).splitlines():  # whole: five digits are in other numbers too
         kind, _, rest = line.partition(" ")
         if kind == "mountinfo":
             fields = rest.split()

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-JOB_UID = 1_900_000_000  # and up: the policy's
+JOB_UIDS = range(70_000, 100_000)  # the policy's
 LOOK_S = 1.0
 LINGER_S = 20.0  # what may pass: a zombie before its wait, an empty cgroup before its removal, on a busy machine
 SETTLE_S = 45.0
@@ -162,7 +162,7 @@ class Observer:
         found = set()
         for entry in os.listdir("/proc"):
             try:
-                if not entry.isdigit() or os.stat(f"/proc/{entry}").st_uid < JOB_UID:
+                if not entry.isdigit() or os.stat(f"/proc/{entry}").st_uid not in JOB_UIDS:
                     continue
                 line = Path(f"/proc/{entry}/cgroup").read_text().splitlines()[-1]
             except OSError:

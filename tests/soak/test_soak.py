@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from soak import observer
-from soak.observer import JOB_UID, Observer
+from soak.observer import JOB_UIDS, Observer
 from support.cgroups import cgroup_root
 from support.checkout import ROOT
 from support.wait import wait_until
@@ -44,7 +44,7 @@ def test_r22_the_observer_sees_a_zombie(watcher: Observer) -> None:
 
 
 def test_r22_the_observer_sees_an_orphan_of_a_job(watcher: Observer) -> None:
-    process = subprocess.Popen(["/bin/sleep", "1000"], user=JOB_UID + 5, cwd="/")
+    process = subprocess.Popen(["/bin/sleep", "1000"], user=JOB_UIDS[5], cwd="/")
     try:
         sees(watcher, watcher.look, f"orphan {process.pid}")
     finally:

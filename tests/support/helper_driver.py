@@ -62,12 +62,16 @@ class Ended(NamedTuple):
 class Helper:
     """A helper process and our end of its socket; a context manager that ends it."""
 
-    def __init__(self, policy: Path, *options: str, hello: bool = True, **popen: Any) -> None:
+    def __init__(
+        self, policy: Path, *options: str, hello: bool = True, code: Path = ROOT, command: Any = None, **popen: Any
+    ) -> None:
+        """`code`: a copy, if not the checkout; `command`: what starts it, if it is not started directly."""
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.settimeout(DEADLINE_S)
-        command = helper_command(ROOT, policy, *options)
+        command = command or helper_command(code, policy, *options)
+        options_of_popen: dict[str, Any] = {"stderr": subprocess.PIPE, "cwd": "/"} | popen
         with theirs:
-            self.process = subprocess.Popen(command, stdin=theirs.fileno(), stderr=subprocess.PIPE, cwd="/", **popen)
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(command, stdin=theirs.fileno(), **options_of_popen)
         self.events: list[Message] = []
         if hello:
             self.welcome = self.request(Type.HELLO).fields
@@ -115,10 +119,15 @@ class Helper:
 
     def request_start(self, *argv: str | bytes, kind: Type = Type.START, **changes: Any) -> tuple[Message, list[int]]:
         """The reply to a START or CHECK."""
-        fields: dict[str, Any] = dict.fromkeys(wire.LIMITS.split(), 0)
-        fields |= {"tag": TAG, "place": [b"", b""], "env": ENV, "argv": [os.fsencode(word) for word in argv]}
-        self.send(kind, 7, **{**fields, **changes})
+        self.send_start(*argv, kind=kind, **changes)
         return self._reply()
+
+    def send_start(self, *argv: str | bytes, kind: Type = Type.START, **changes: Any) -> None:
+        """A START or CHECK, with 7 as its request id."""
+        fields: dict[str, Any] = dict.fromkeys(wire.LIMITS.split(), 0)
+        fields |= {"tag": TAG, "merge_stderr": 0, "place": [b"", b""], "env": ENV}
+        fields |= {"argv": [os.fsencode(word) for word in argv]}
+        self.send(kind, 7, **{**fields, **changes})
 
     def start(self, *argv: str | bytes, **changes: Any) -> Job:
         message, fds = self.request_start(*argv, **changes)

@@ -1,9 +1,13 @@
 """Policy files for the helper that suit this machine."""
 
 import os
+from itertools import count
 from pathlib import Path
 
 from support.cgroups import missing_controllers
+
+_RANGE = 16
+_ranges = count(2_000_000_000 + os.getpid() % 30_000 * 4096, _RANGE)
 
 
 def policy_text(extra: str = "") -> str:
@@ -15,6 +19,14 @@ def policy_text(extra: str = "") -> str:
         io_devices = [f"/dev/{name}" for name in names if os.path.exists(f"/dev/{name}")]
         missing += [] if io_devices or "io" in missing else ["io"]
     return f"allow_missing_controllers = {missing!r}\nio_devices = {io_devices!r}\n{extra}"
+
+
+def own_uids(number: int) -> str:
+    """A range of uids for the policy that no other test has: those of jobs are shared by all helpers of the machine."""
+    first = next(_ranges)
+    for _ in range(number // _RANGE):
+        next(_ranges)
+    return f"[job_uids]\nfirst = {first}\ncount = {number}\n"
 
 
 def write_policy(place: Path, name: str, text: str) -> Path:

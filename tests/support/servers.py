@@ -80,7 +80,7 @@ class Server:
     def listening(self) -> int:
         assert self.process is not None
         text = self.log_text()
-        found = re.findall(r"^telehandler: listening on .*:(\d+)$", text, re.MULTILINE)
+        found = re.findall(r"^telehandler: listening on .*:(\d+)(?: \(.*\))?$", text, re.MULTILINE)
         if not found and self.process.poll() is not None:
             raise AssertionError(f"the server ended with {self.process.returncode}: {text}")
         return int(found[-1]) if found else 0

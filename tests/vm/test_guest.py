@@ -26,7 +26,11 @@ RUN_WATCH_STOP = (
 # One boot for each: how it is booted, and what is run in it.
 BOOTS = {
     "plain": (
-        *(f"{GUEST}/test_{name}.py" for name in ("limits", "io_limits", "resource_hogs", "wall_clock")),
+        *(
+            f"{GUEST}/test_{name}.py"
+            for name in ("limits", "memory", "no_disk", "io_limits", "resource_hogs", "wall_clock")
+        ),
+        "tests/security/test_job_attributes.py",
         *(f"tests/e2e/test_run_watch_stop.py::{name}[root]" for name in RUN_WATCH_STOP),
     ),
     "systemd": (f"{GUEST}/test_systemd.py",),

@@ -25,7 +25,7 @@ LEAST_PACE = 0.4
 MEMORY = "m = []\nwhile len(m) < 104: m.append(bytearray(1 << 20))\nwhile True: m[0] = bytes(m[-1])"
 HOGS = {
     "fork bomb": (["bash", "-c", "bomb() { bomb | bomb & }; bomb; sleep 1000"], {"pids": 100}),
-    "memory": (["python3", "-ISc", MEMORY], {"memory_bytes": 128 * MIB}),
+    "memory": (["python3", "-ISc", MEMORY], {"memory_bytes": 128 * MIB, "memory_high_bytes": 96 * MIB}),
     "processor": (["sh", "-c", "for i in 1 2 3 4 5 6 7 8; do while :; do :; done & done; wait"], {}),
     "disk": (
         ["sh", "-c", "f=$(mktemp -p /mnt); while :; do dd if=/dev/zero of=$f bs=1M count=32 conv=fsync; done"],

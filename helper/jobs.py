@@ -1,0 +1,180 @@
+"""The table of jobs, and the life of each: started, running, dying, ended, forgotten."""
+
+import errno
+import os
+import select
+import time
+from contextlib import suppress
+from enum import Enum
+from signal import SIGKILL, SIGTERM, pidfd_send_signal
+
+from helper import cgroup, spawn
+from helper.events import Events
+from helper.link import Link
+from helper.policy import Refusal
+from helper.uids import Uids
+from helper.wire import Stage, Type
+
+START_S = 20.0  # from clone to exec; shorter than the api waits for an answer
+GRACE_S = 10.0  # from a timeout's SIGTERM to its SIGKILL
+
+
+class JobState(Enum):
+    """STARTING: cloned, exec not yet seen. DYING: its init is reaped, its cgroup is not yet empty.
+
+    ENDED: EXITED was made; waits for RELEASE.
+    """
+
+    STARTING, RUNNING, DYING, ENDED = range(4)
+
+
+class Job:
+    """One job of the table. It owns `fds`, by name: cgroup, events and those of spawn."""
+
+    def __init__(self, handle: int, request_id: int, tag: bytes, order: spawn.Order) -> None:
+        self.handle, self.request_id, self.tag, self.uid = handle, request_id, tag, order.uid
+        self.timeout_s = order.limits["timeout_ms"] / 1000
+        self.deadline = time.monotonic() + START_S  # of its state
+        self.state, self.pid = JobState.STARTING, -1
+        self.fds: dict[str, int] = {}
+        self.status = b""  # what the status pipe said
+        self.failure: Refusal | None = None  # why it never ran
+        self.facts = {"handle": handle, "killed": 0, "timed_out": 0}  # EXITED's fields
+
+    def handed(self) -> tuple[int, ...]:
+        """The fds that the api gets."""
+        return self.fds["stdout"], self.fds["stderr"], self.fds["cgroup"]
+
+
+class Jobs:
+    """Owns the table. What happens to a job is sent over `link`."""
+
+    def __init__(self, base: cgroup.Base, uids: Uids, events: Events, link: Link) -> None:
+        self._base, self._uids, self._events, self._link = base, uids, events, link
+        self.table: dict[int, Job] = {}
+
+    def live(self, handle: int, *states: JobState) -> Job:
+        """The job of a handle that is in one of these states; raises Refusal."""
+        job = self.table.get(handle)
+        if job is None or job.state not in states or job.failure:
+            raise Refusal(Stage.NO_SUCH_JOB, errno.ESRCH, "no such running job")
+        return job
+
+    def start(self, job: Job, order: spawn.Order) -> None:
+        """Its cgroup with all limits, then its init in it. Raises Refusal, with nothing left; OSError is fatal."""
+        stage = Stage.CGROUP
+        try:
+            job.fds["cgroup"] = self._base.create(job.handle)
+            job.fds["events"] = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=job.fds["cgroup"])
+            for file, value in order.rows:
+                cgroup.write(job.fds["cgroup"], file, value)
+            stage = Stage.CLONE
+            job.pid, fds = spawn.spawn(order, job.fds["cgroup"])
+        except OSError as error:
+            self._close(job, *job.fds)
+            self._uids.give_back(job.uid)
+            if not cgroup.remove(self._base.job_path(job.handle)):  # something was cloned into it: fatal
+                raise
+            raise Refusal(stage, error.errno or errno.EIO, f"{stage.name.lower()}: {error.strerror}") from None
+        job.fds |= fds
+        self.table[job.handle] = job
+        self._events.watch(fds["status"], select.POLLIN, lambda _: self._read_status(job))
+        self._events.watch(fds["pidfd"], select.POLLIN, lambda _: self._reap(job))
+
+    def turn(self) -> None:
+        """What is due: removals of cgroups that were not empty, deadlines."""
+        for job in list(self.table.values()):
+            if job.state is JobState.DYING:
+                with suppress(OSError):  # such as no fd free: tried again at the next turn
+                    self._finish(job)
+            elif time.monotonic() >= job.deadline:
+                self._expire(job)
+
+    def kill_job(self, job: Job) -> None:
+        job.facts["killed"] = 1
+        with suppress(OSError):  # just dead, or no fd is free: the first was enough, and _finish does the rest
+            pidfd_send_signal(job.fds["pidfd"], SIGKILL)  # its namespace ends with it
+            cgroup.kill(job.fds["cgroup"])
+
+    def give_up(self, job: Job, number: int, cause: str) -> None:
+        """Ends a job that is STARTING; its START is answered with ERROR once it is gone."""
+        stage = Stage.EXEC if job.status == spawn.EXEC_NEXT else Stage.CLONE
+        job.failure = Refusal(stage, number, f"the start was ended before the command ran: {cause}")
+        self.kill_job(job)
+
+    def forget(self, job: Job) -> None:
+        self._close(job, *job.fds)
+        self._uids.give_back(job.uid)
+        del self.table[job.handle]
+
+    def close(self) -> None:
+        """Every fd of every job, at our end: for what follows, should there be no other."""
+        for job in self.table.values():
+            self._close(job, *job.fds)
+
+    def _close(self, job: Job, *names: str) -> None:
+        for name in job.fds.keys() & names:
+            fd = job.fds.pop(name)
+            self._events.unwatch(fd)
+            os.closerange(fd, fd + 1)  # whatever close(2) says, it is closed
+
+    def _read_status(self, job: Job) -> None:
+        """The status pipe: EOF after E is a successful exec, the only thing that makes a job run."""
+        with suppress(BlockingIOError):
+            piece = os.read(job.fds["status"], 64)
+            job.status += piece
+            if piece and len(job.status) < 64:
+                return
+        self._close(job, "status")
+        if job.failure:
+            return
+        if job.status == spawn.EXEC_NEXT:
+            job.state, job.deadline = JobState.RUNNING, time.monotonic() + job.timeout_s
+            self._link.send(Type.STARTED, job.request_id, job.handed(), handle=job.handle, uid=job.uid)
+            return
+        report = job.status.removeprefix(spawn.EXEC_NEXT)
+        whole = len(report) == spawn.STATUS.size  # else the init died without a word
+        number, error = spawn.STATUS.unpack(report) if whole else (Stage.CLONE, errno.EIO)
+        cause = os.strerror(error) if whole else "it died before exec, perhaps of too little memory"
+        job.failure = Refusal(Stage(number), error, f"the start failed at {Stage(number).name.lower()}: {cause}")
+        self.kill_job(job)
+
+    def _expire(self, job: Job) -> None:
+        """A job beyond its deadline. One that runs gets SIGTERM, and after a grace, as another deadline, SIGKILL."""
+        if job.state is JobState.STARTING and not job.failure:
+            return self.give_up(job, errno.ETIMEDOUT, f"{START_S:.0f} s were not enough, as if a disk did not answer")
+        if job.state is JobState.RUNNING:
+            with suppress(ProcessLookupError):  # just dead
+                pidfd_send_signal(job.fds["pidfd"], SIGKILL if job.facts["timed_out"] else SIGTERM)
+            job.facts["timed_out"], job.deadline = 1, job.deadline + GRACE_S
+
+    def _reap(self, job: Job) -> None:
+        """The init is dead, and its namespace with it; once."""
+        if "status" in job.fds:
+            self._read_status(job)  # what it said last comes first
+        _, _, usage = os.wait4(job.pid, 0)  # dead already: does not block
+        status = int(SIGKILL)  # of an init that could not report
+        with suppress(BlockingIOError):
+            result = os.read(job.fds["result"], 64)
+            if len(result) == spawn.RESULT.size:
+                (status,) = spawn.RESULT.unpack(result)
+        self._close(job, "pidfd", "result")
+        code = os.waitstatus_to_exitcode(status)  # a signal as a negative number
+        job.facts |= {"exit_code": max(code, 0), "signal": max(-code, 0), "max_rss_bytes": usage.ru_maxrss * 1024}
+        job.facts |= {"user_usec": int(usage.ru_utime * 1e6), "system_usec": int(usage.ru_stime * 1e6)}
+        self._events.watch(job.fds["events"], select.POLLPRI, lambda _: None)
+        job.state = JobState.DYING  # finished at the end of this turn
+
+    def _finish(self, job: Job) -> None:
+        """Ends a job whose cgroup is empty; else waits for the event that cgroup.events polls."""
+        if b"populated 1" in os.pread(job.fds["events"], 256, 0):  # reading rearms the event
+            return cgroup.kill(job.fds["cgroup"])
+        job.facts |= cgroup.facts(job.fds["cgroup"])
+        if not cgroup.remove(self._base.job_path(job.handle)):  # passing: tried again at the next turn
+            return
+        self._close(job, "events")
+        job.state = JobState.ENDED
+        if job.failure:
+            self.forget(job)
+            return self._link.refuse(job.request_id, job.failure)
+        self._link.send(Type.EXITED, 0, **job.facts)

@@ -1,0 +1,129 @@
+"""R24: `local` leaves nothing behind, whichever way it ends, and waits for a slow reader without filling a disk."""
+
+import fcntl
+import os
+import signal
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.checkout import ROOT
+from support.command_line import local_command
+from support.processes import processes_with
+from support.wait import DEADLINE_S, wait_until
+
+ENDING = [
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGTERM),
+    *(signal.SIGXCPU, signal.SIGVTALRM, signal.SIGPROF, signal.SIGPWR, signal.SIGRTMIN, signal.SIGRTMAX),
+]
+
+
+def _local(policy: Path, tmp_path: Path, *job: str, **options: Any) -> "subprocess.Popen[bytes]":
+    tmp_path.chmod(0o755)
+    command = local_command(policy, "--", *job)
+    env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd="/", env=env, stderr=subprocess.PIPE, **options)
+
+
+def _gone(tmp_path: Path, seconds: str) -> Callable[[], bool]:
+    return lambda: not list(tmp_path.iterdir()) and not processes_with(f"sleep\0{seconds}")
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_r24_local_cleans_up_at_every_signal(policy: Path, tmp_path: Path, as_root: None, number: int) -> None:
+    seconds = f"1000.{number}{os.getpid()}"
+    local = _local(policy, tmp_path, "sh", "-c", f"echo up; exec sleep {seconds}", stdout=subprocess.PIPE)
+    assert local.stdout
+    assert local.stdout.readline() == b"up\n"
+    local.send_signal(number)
+    _, errors = local.communicate(timeout=DEADLINE_S)
+    assert local.returncode > 128, errors
+    assert b"Traceback" not in errors
+    assert _gone(tmp_path, seconds)()
+
+
+def test_r24_local_cleans_up_before_its_job_runs(policy: Path, tmp_path: Path, as_root: None) -> None:
+    """At any moment of its start."""
+    for pause in range(0, 40, 4):
+        local = _local(policy, tmp_path, "sleep", "1000.77", stdout=subprocess.DEVNULL)
+        wait_until("it catches signals", partial(_catches, local.pid, signal.SIGTERM))
+        time.sleep(pause / 100)  # the moment, not a wait for anything
+        local.terminate()
+        _, errors = local.communicate(timeout=DEADLINE_S)
+        assert local.returncode == 128 + signal.SIGTERM, errors
+        assert _gone(tmp_path, "1000.77")(), pause
+
+
+def _catches(pid: int, number: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("how", ["full", "closed", "gone"])
+def test_r24_local_leaves_nothing_behind_when_it_cannot_print(
+    policy: Path, tmp_path: Path, as_root: None, how: str
+) -> None:
+    seconds = f"1000.8{os.getpid()}"
+    read_fd, write_fd = os.pipe()
+    os.close(read_fd)
+    stdout = {"full": "/dev/full", "closed": os.devnull, "gone": f"/proc/self/fd/{write_fd}"}[how]
+    with open(stdout, "wb", 0) as file:
+        job = ["sh", "-c", f"echo x; exec sleep {seconds}"]
+        local = _local(policy, tmp_path, *job, stdout=file if how != "closed" else None,
+                       preexec_fn=(lambda: os.close(1)) if how == "closed" else None)  # fmt: skip
+    os.close(write_fd)
+    _, errors = local.communicate(timeout=DEADLINE_S)
+    assert local.returncode == (141 if how == "gone" else 125), errors
+    assert _gone(tmp_path, seconds)()
+
+
+def test_r24_local_ends_by_a_signal_though_nobody_reads(policy: Path, tmp_path: Path, as_root: None) -> None:
+    read_fd, write_fd = os.pipe()
+    local = _local(policy, tmp_path, "sh", "-c", "exec head -c 100000000 /dev/zero", stdout=write_fd)
+    os.close(write_fd)
+    wait_until("it waits for its reader", lambda: _is_full(read_fd))
+    local.terminate()
+    _, errors = local.communicate(timeout=DEADLINE_S)
+    os.close(read_fd)
+    assert local.returncode == 125
+    assert errors.count(b"\n") == 1
+    assert b"nobody reads" in errors
+    assert not list(tmp_path.iterdir())
+
+
+def _is_full(read_fd: int) -> bool:
+    (there,) = struct.unpack("i", fcntl.ioctl(read_fd, termios.FIONREAD, bytes(4)))
+    return bool(there >= 1 << 16)
+
+
+def test_r24_the_job_of_a_local_that_nobody_reads_waits(policy: Path, tmp_path: Path, as_root: None) -> None:
+    """Its output does not fill the disk: no more than the pipes hold is taken from it."""
+    read_fd, write_fd = os.pipe()
+    job = "i=0; while [ $i -lt 64 ]; do head -c 1000000 /dev/zero; i=$((i+1)); done"
+    local = _local(policy, tmp_path, "sh", "-c", job, stdout=write_fd)
+    os.close(write_fd)
+    wait_until("it waits for its reader", lambda: _is_full(read_fd))
+    (directory,) = tmp_path.iterdir()
+    (output,) = directory.glob("jobs/*/output")
+    sizes = {output.stat().st_size}
+    for _ in range(10):
+        time.sleep(0.05)  # for it to go on, if it did
+        sizes.add(output.stat().st_size)
+    assert max(sizes) < 8 << 20
+    total = 0
+    with open(read_fd, "rb", 0) as pipe:
+        while piece := pipe.read(1 << 20):
+            total += len(piece)
+    assert (total, local.wait(DEADLINE_S)) == (64_000_000, 0)
+    assert local.stderr
+    local.stderr.close()

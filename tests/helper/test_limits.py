@@ -1,0 +1,73 @@
+"""What limits a job gets, of what it asks for and the policy: memory, and files in memory."""
+
+from pathlib import Path
+
+import pytest
+from support.policies import write_policy
+
+from helper import wire
+from helper.policy import Policy, Refusal, SetupError, limits_of, load, parse
+from helper.wire import Stage
+
+MIB = 1 << 20
+NOTHING = dict.fromkeys(wire.LIMITS.split(), 0)
+
+
+def _limits(policy: Policy, **asked: int) -> tuple[int, int, int, int]:
+    """memory, high, tmp, shm in MiB."""
+    final = limits_of(policy, policy.profiles["host"], NOTHING | {name: size * MIB for name, size in asked.items()})
+    names = ("memory_bytes", "memory_high_bytes", "tmp_bytes", "shm_bytes")
+    return tuple(final[name] // MIB for name in names)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        ({}, (512, 512, 256, 128)),
+        ({"memory_bytes": 64}, (64, 64, 32, 16)),
+        ({"memory_bytes": 4096}, (4096, 4096, 256, 256)),
+        ({"memory_bytes": 64, "memory_high_bytes": 48}, (64, 48, 32, 16)),
+        ({"memory_high_bytes": 100}, (512, 100, 256, 128)),
+        ({"tmp_bytes": 400}, (512, 512, 400, 112)),
+        ({"shm_bytes": 400}, (512, 512, 112, 400)),
+        ({"tmp_bytes": 300, "shm_bytes": 200}, (512, 512, 300, 200)),
+    ],
+)
+def test_memory_and_files_in_memory(asked: dict[str, int], wanted: tuple[int, ...]) -> None:
+    assert _limits(parse("", ""), **asked) == wanted
+
+
+def test_a_policy_can_slow_jobs_down_before_their_limit() -> None:
+    policy = parse("", f"[limits.default]\nmemory_high_bytes = {300 * MIB}\n[profile.host]\ntmp_bytes = {8 * MIB}\n")
+    assert _limits(policy) == (512, 300, 8, 8)
+    assert _limits(policy, memory_bytes=1024) == (1024, 1024, 8, 8)
+    with pytest.raises(SetupError, match=r"memory_high_bytes must be at most memory_bytes"):
+        parse("x", f"[limits.default]\nmemory_high_bytes = {600 * MIB}\n")
+
+
+def test_no_size_is_zero_which_would_be_no_limit() -> None:
+    policy = parse("", "")
+    final = limits_of(policy, policy.profiles["host"], NOTHING | {"memory_bytes": 2})
+    assert (final["tmp_bytes"], final["shm_bytes"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"memory_bytes": 64, "memory_high_bytes": 65}, "memory_high_bytes is over the job's memory_bytes"),
+        ({"memory_bytes": 64, "tmp_bytes": 40, "shm_bytes": 40}, "tmp_bytes and shm_bytes"),
+        ({"memory_bytes": 64, "tmp_bytes": 65}, "tmp_bytes and shm_bytes"),
+        ({"tmp_bytes": 1 << 21}, "tmp_bytes is over 1099511627776, the policy's maximum"),
+    ],
+)
+def test_what_cannot_be_is_refused(asked: dict[str, int], words: str) -> None:
+    with pytest.raises(Refusal, match=words) as raised:
+        _limits(parse("", ""), **asked)
+    assert raised.value.args[0] is Stage.LIMIT
+
+
+@pytest.mark.usefixtures("as_root")
+def test_an_io_device_that_is_none_is_an_error_at_the_start(place: Path) -> None:
+    path = write_policy(place, "device", 'io_devices = ["/dev/null"]\n')
+    with pytest.raises(SetupError, match="io_devices: /dev/null is not a block device"):
+        load(str(path), set())
