@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from telehandler.output import tail
-from telehandler.output.chunks import Chunks, WatchOptions, messages
+from telehandler.output.chunks import Chunks
 from telehandler.output.log import JobLog, Stream
+from telehandler.output.watch import WatchOptions, messages
 
 RECORD = struct.Struct("<QQB7x")
 
