@@ -7,8 +7,8 @@ import pytest
 from support.checkout import ROOT
 
 DOCS = ROOT / "docs"
-PROPERTIES = [f"S{number}" for number in range(1, 41)]
-FAULTS = [f"R{number}" for number in range(1, 23)]
+PROPERTIES = [f"S{number}" for number in (*range(1, 43), 50, 51)]
+FAULTS = [f"R{number}" for number in (*range(1, 23), 25)]
 TESTS = {
     (name, path): key.upper()
     for path in (ROOT / "tests").rglob("*.py")
