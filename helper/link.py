@@ -52,20 +52,14 @@ class Link:
             self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             self.ended = True
 
-    def on_event(self, came: int) -> Message | None:
-        """Sends and receives what can be: a request, if one has come."""
-        if len(self.queue) >= MAX_QUEUE and came & ~select.POLLOUT:
-            self.ended = True
-        elif came == select.POLLOUT:
-            self.flush()
-        else:
-            return self._receive()
-        return None
+    def receive(self, came: int) -> Message | None:
+        """The request that has come, if one has, by these events; sends what can be sent first.
 
-    def _receive(self) -> Message | None:
-        """One datagram. No ancillary space is offered, so the kernel discards any fd that was passed."""
+        No ancillary space is offered, so the kernel discards any fd that was passed.
+        """
+        self.ended |= len(self.queue) >= MAX_QUEUE and came != select.POLLOUT
         self.flush()
-        if self.ended:  # it went without its replies: nothing that it asked for matters any more
+        if self.ended or came == select.POLLOUT:  # of an api that has gone, nothing that it asked for matters any more
             return None
         try:
             datagram, _, flags, _ = self.sock.recvmsg(wire.MAX_MESSAGE + 1, 0, socket.MSG_DONTWAIT)
