@@ -23,10 +23,9 @@ sys.path += ["/usr/lib/python3/dist-packages", os.path.dirname(_HERE)]
 
 import prctl  # noqa: E402
 
-from helper import cgroup, policy  # noqa: E402
+from helper import policy  # noqa: E402
 from helper.link import Link, refuse_fds  # noqa: E402
 from helper.monitor import Monitor  # noqa: E402
-from helper.uids import Uids  # noqa: E402
 from helper.wire import WireError  # noqa: E402
 
 EXIT_SETUP, EXIT_AGAIN, EXIT_VIOLATION = 125, 75, 3  # EXIT_AGAIN: it could not start now, and another try may do
@@ -34,7 +33,6 @@ _PASSING = (errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENOMEM, errno.EMFILE, 
 _MAX_FILES = 1 << 20  # each job holds up to eight fds
 # The helper's own limits, soft and hard; a job gets its own. Of what is not here, whoever is root is not bound.
 _UNLIMITED = "CPU FSIZE DATA STACK AS RTTIME RSS NPROC MEMLOCK SIGPENDING MSGQUEUE".split()
-_NEEDED = {getattr(resource, f"RLIMIT_{name}") for name in _UNLIMITED[:6]}  # else we may be kept from going on
 _RLIMITS = {getattr(resource, f"RLIMIT_{name}"): (resource.RLIM_INFINITY,) * 2 for name in _UNLIMITED} | {
     resource.RLIMIT_STACK: (8 << 20, resource.RLIM_INFINITY),
     resource.RLIMIT_NOFILE: (_MAX_FILES, _MAX_FILES),
@@ -86,37 +84,33 @@ def _leave_caller() -> int:
     for kind, values in _RLIMITS.items():
         try:
             resource.setrlimit(kind, values)
-        except (ValueError, OSError):  # a container whose root may not raise it
-            if kind in _NEEDED:
-                text = "a hard limit (ulimit -H) cannot be raised by root here: start it without"
-                raise policy.SetupError(text) from None
-            resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)  # all that it has
+        except (ValueError, OSError):  # a container whose root may not raise it: all that it has
+            resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)
     return read_fd
 
 
 def _socket(allowed_uids: list[int]) -> tuple[socket.socket, int]:
     """fd 0 as a socket whose end shows (S42), its peer checked (S7); a pidfd of the process that made it."""
+    kinds = (socket.SOCK_SEQPACKET, socket.SOCK_STREAM)
     try:
         sock = socket.socket(fileno=0)
         pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-        sock.getpeername()  # connected
-        kind = sock.family, sock.type
-        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise OSError
+        listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if listening or sock.family != socket.AF_UNIX or sock.type not in kinds or sock.getpeername():
+            raise OSError  # not one end of a pair
+        peer_fd = os.pidfd_open(pid)  # it may be gone, or in another pid namespace
     except OSError:
-        raise policy.SetupError("stdin is not a connected socket: start it by telehandler server or local") from None
-    if kind not in ((socket.AF_UNIX, socket.SOCK_SEQPACKET), (socket.AF_UNIX, socket.SOCK_STREAM)):
-        raise policy.SetupError("stdin is a socket of another kind: start it by telehandler server or local")
+        text = (
+            "stdin is not a connected socket of a process that is to be seen: start it by telehandler server or local"
+        )
+        raise policy.SetupError(text) from None
     # Root, the caller of the setuid wrapper, the user behind sudo: who started us holds the other end.
     callers = {0, os.getuid(), int(os.environ.get("SUDO_UID", "0"))}
     keeper_for_others = sock.type is socket.SOCK_STREAM and callers != {0}
     if uid not in callers or (allowed_uids and uid not in allowed_uids) or keeper_for_others:
         raise policy.SetupError(f"uid {uid} may not use the helper: see allowed_uids in the policy")
     refuse_fds(sock)
-    try:
-        return sock, os.pidfd_open(pid)
-    except OSError:  # in another pid namespace, or gone
-        raise policy.SetupError("the process that made stdin's socket is not to be seen from here") from None
+    return sock, peer_fd
 
 
 def _keep(control: socket.socket) -> int:
@@ -181,15 +175,6 @@ def _set_up(options: dict[str, str]) -> tuple[socket.socket, policy.Policy, int]
     return sock, rules, peer_fd
 
 
-def _monitor(sock: socket.socket, rules: policy.Policy, cgroup_root: str) -> Monitor:
-    base = cgroup.Base(cgroup_root)
-    try:
-        return Monitor(Link(sock), rules, Uids(rules), base)
-    except (OSError, MemoryError):
-        base.remove()
-        raise
-
-
 def main() -> int:
     """The exit status: 0 after EOF, 3 after a violation, 125 when it could not start, 75 when another try may do."""
     try:
@@ -198,7 +183,7 @@ def main() -> int:
         sock, rules, peer_fd = _set_up(options)
         if sock.type is socket.SOCK_STREAM:
             return _keep(sock)
-        monitor = _monitor(sock, rules, options.get("--cgroup-root", rules.cgroup_root))
+        monitor = Monitor(Link(sock), rules, options.get("--cgroup-root", rules.cgroup_root))
     except (policy.SetupError, OSError, MemoryError) as error:
         log(str(error) or "out of memory")
         passing = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _PASSING)

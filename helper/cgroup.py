@@ -19,7 +19,6 @@ _CPU_PERIOD_USEC = 100_000
 _READ_BOUND = 64 * 1024
 _END_DEADLINE_S = 10.0  # for the kernel to end what was killed
 _TRIES = 100  # to make our directory: more than helpers that can start while we do
-_MOVES = 10  # of the processes out of a cgroup that is to have controllers
 # Controller, file, value: `{}` are limits by name, a job's disk, the quota in each period, and the job's processes
 # with our init.
 _ROWS = (
@@ -124,12 +123,8 @@ class Base:
         try:
             self.controllers = self._enable()
         except OSError:
-            self.remove()
+            end(self.fd, self.path)
             raise
-
-    def remove(self) -> None:
-        """Ends what is in it, and removes it."""
-        end(self.fd, self.path)
 
     @staticmethod
     def _make(wanted: str) -> tuple[str, int]:
@@ -158,25 +153,16 @@ class Base:
         # A subtree delegated with us in it: controllers go on only once a leaf has its processes, all that it has.
         if os.path.exists(f"{self.root}/cgroup.type") and str(os.getpid()) in read(root_fd, "cgroup.procs").split():
             os.makedirs(f"{self.root}/main", exist_ok=True)
-            # Again and again: what a process bore before it was moved, or who has just come, is found the next time.
-            for _ in range(_MOVES):
-                for pid in read(root_fd, "cgroup.procs").split():
-                    with suppress(OSError):  # it has just ended, or is not ours to see
-                        write(root_fd, "main/cgroup.procs", pid)
-                if self._switch_on(root_fd):
-                    break
-        self._switch_on(root_fd)
-        os.close(root_fd)
-        return set(read(self.fd, "cgroup.subtree_control").split())
-
-    def _switch_on(self, root_fd: int) -> bool:
-        """Whether every controller of ours that the root has is on; what stays off refuses the jobs that need it."""
+            # Three times: what a process bore before it was moved is found the next time.
+            for pid in (pid for _ in range(3) for pid in read(root_fd, "cgroup.procs").split()):
+                with suppress(OSError):  # it has just ended, or is not ours to see
+                    write(root_fd, "main/cgroup.procs", pid)
         for controller in CONTROLLERS:
-            with suppress(OSError):
+            with suppress(OSError):  # stays off: a job that needs it is refused
                 for fd in (root_fd, self.fd):
                     write(fd, "cgroup.subtree_control", f"+{controller}")
-        there = set(read(root_fd, "cgroup.controllers").split()) & set(CONTROLLERS)
-        return there <= set(read(self.fd, "cgroup.subtree_control").split())
+        os.close(root_fd)
+        return set(read(self.fd, "cgroup.subtree_control").split())
 
     def job_path(self, handle: int) -> str:
         return f"{self.path}/job-{handle}"

@@ -46,26 +46,20 @@ class Link:
         Among these may be the fd of the socket's other end. It would keep the socket open, and every job alive, after
         the last process that could speak for them has gone (S41). With nothing unread, EOF shows when there is one.
         """
-        if time.monotonic() - self._progress < STALL_S:
+        if len(self.queue) < MAX_QUEUE or time.monotonic() - self._progress < STALL_S:  # we may have been stopped
             return
         with suppress(BlockingIOError):
             self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             self.ended = True
 
-    def on_event(self, came: int) -> Message | None:
-        """Sends and receives what can be: a request, if one has come."""
-        if len(self.queue) >= MAX_QUEUE and came & ~select.POLLOUT:
-            self.ended = True
-        elif came == select.POLLOUT:
-            self.flush()
-        else:
-            return self._receive()
-        return None
+    def receive(self, came: int) -> Message | None:
+        """The request that has come, if one has, by these events; sends what can be sent first.
 
-    def _receive(self) -> Message | None:
-        """One datagram. No ancillary space is offered, so the kernel discards any fd that was passed."""
+        No ancillary space is offered, so the kernel discards any fd that was passed.
+        """
+        self.ended |= len(self.queue) >= MAX_QUEUE and came != select.POLLOUT
         self.flush()
-        if self.ended:  # it went without its replies: nothing that it asked for matters any more
+        if self.ended or came == select.POLLOUT:  # of an api that has gone, nothing that it asked for matters any more
             return None
         try:
             datagram, _, flags, _ = self.sock.recvmsg(wire.MAX_MESSAGE + 1, 0, socket.MSG_DONTWAIT)

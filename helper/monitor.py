@@ -36,16 +36,7 @@ class State(Enum):
 # A later HELLO is a restarted api's: it is answered with the live jobs.
 PERMITTED: dict[State, tuple[Type, ...]] = {
     State.NEW: (Type.HELLO,),
-    State.READY: (
-        Type.HELLO,
-        Type.CHECK,
-        Type.START,
-        Type.CANCEL,
-        Type.SIGNAL,
-        Type.KILL,
-        Type.RELEASE,
-        Type.SHUTDOWN,
-    ),
+    State.READY: (Type.HELLO, Type.CHECK, Type.START, Type.CANCEL, Type.SIGNAL, Type.KILL, Type.RELEASE, Type.SHUTDOWN),
     State.ENDING: (),
 }
 
@@ -53,17 +44,19 @@ PERMITTED: dict[State, tuple[Type, ...]] = {
 class Monitor:
     """The loop and the handlers: the state of the connection, and what a START may have."""
 
-    def __init__(self, link: Link, policy: Policy, uids: Uids, base: cgroup.Base) -> None:
-        self.link, self.policy, self.uids, self.base = link, policy, uids, base
+    def __init__(self, link: Link, policy: Policy, cgroup_root: str) -> None:
+        self.link, self.policy, self.events = link, policy, Events()
         self.state, self.next_handle = State.NEW, 1
-        self.events = Events()
-        self.jobs = Jobs(base, uids, self.events, link)
         self.starts: deque[float] = deque(maxlen=policy.starts_per_second)
         self.ends_at = float("inf")  # after SIGTERM
         written = {name: [bind.split(":")[0] for bind in view.writable] for name, view in policy.profiles.items()}
         roots = {name: policy.io_devices or [view.root, *written[name]] for name, view in policy.profiles.items()}
         self.disks = {name: cgroup.disks(paths) for name, paths in roots.items()}
         self.events.watch(link.sock.fileno(), select.POLLIN, self._on_link)
+        self.uids = Uids(policy)
+        # Must be last: what fails after it would leave its directory.
+        self.base = cgroup.Base(cgroup_root)
+        self.jobs = Jobs(self.base, self.uids, self.events, link)
 
     # The loop
 
@@ -96,7 +89,7 @@ class Monitor:
         self.ends_at = min(self.ends_at, time.monotonic() + self.policy.max_drain_seconds)
 
     def _on_link(self, came: int) -> None:
-        if self.state is not State.ENDING and (message := self.link.on_event(came)):
+        if self.state is not State.ENDING and (message := self.link.receive(came)):
             self._handle(message)
 
     def _handle(self, message: Message) -> None:
@@ -116,7 +109,7 @@ class Monitor:
         self.link.queue.clear()  # of an api before: it is gone, and its requests with it
         for job in self.jobs.table.values():
             if job.state is JobState.STARTING and not job.failure:
-                self.jobs.give_up(job, errno.ECANCELED, "the api that asked has gone")
+                self.jobs.kill_job(job, "the api that asked has gone")
         known = [job for job in self.jobs.table.values() if not job.failure]
         missing = [name.encode() for name in CONTROLLERS if name not in self.base.controllers]
         lists = {"missing_controllers": missing, "profiles": [name.encode() for name in self.policy.profiles]}
@@ -150,7 +143,7 @@ class Monitor:
     def _on_cancel(self, request_id: int, start_id: int) -> None:
         for job in self.jobs.table.values():
             if job.request_id == start_id and job.state is JobState.STARTING and not job.failure:
-                self.jobs.give_up(job, errno.ECANCELED, "it was cancelled")
+                self.jobs.kill_job(job, "it was cancelled")
                 return self.link.send(Type.DONE, request_id)
         raise Refusal(Stage.NO_SUCH_JOB, errno.ESRCH, "no such start is under way")
 
@@ -172,11 +165,7 @@ class Monitor:
 
     # A handle of the table; it goes through its cgroup's fd.
     def _on_kill(self, request_id: int, handle: int) -> None:
-        job = self.jobs.live(handle, JobState.STARTING, JobState.RUNNING)
-        if job.state is JobState.STARTING:
-            self.jobs.give_up(job, errno.ECANCELED, "it was killed")
-        else:
-            self.jobs.kill_job(job)
+        self.jobs.kill_job(self.jobs.live(handle, JobState.STARTING, JobState.RUNNING), "it was killed")
         self.link.send(Type.DONE, request_id)
 
     # A handle whose EXITED was sent: it frees nothing but memory and fds of a dead job.
