@@ -8,7 +8,6 @@ no user directory has a say in what is loaded.
 import errno
 import gc
 import os
-import resource
 import select
 import signal
 import socket
@@ -23,7 +22,7 @@ sys.path += ["/usr/lib/python3/dist-packages", os.path.dirname(_HERE)]
 
 import prctl  # noqa: E402
 
-from helper import cgroup, policy  # noqa: E402
+from helper import cgroup, confine, policy  # noqa: E402
 from helper.link import Link, refuse_fds  # noqa: E402
 from helper.monitor import Monitor  # noqa: E402
 from helper.uids import Uids  # noqa: E402
@@ -31,15 +30,6 @@ from helper.wire import WireError  # noqa: E402
 
 EXIT_SETUP, EXIT_AGAIN, EXIT_VIOLATION = 125, 75, 3  # EXIT_AGAIN: it could not start now, and another try may do
 _PASSING = (errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC)
-_MAX_FILES = 1 << 20  # each job holds up to eight fds
-# The helper's own limits, soft and hard; a job gets its own. Of what is not here, whoever is root is not bound.
-_UNLIMITED = "CPU FSIZE DATA STACK AS RTTIME RSS NPROC MEMLOCK SIGPENDING MSGQUEUE".split()
-_NEEDED = {getattr(resource, f"RLIMIT_{name}") for name in _UNLIMITED[:6]}  # else we may be kept from going on
-_RLIMITS = {getattr(resource, f"RLIMIT_{name}"): (resource.RLIM_INFINITY,) * 2 for name in _UNLIMITED} | {
-    resource.RLIMIT_STACK: (8 << 20, resource.RLIM_INFINITY),
-    resource.RLIMIT_NOFILE: (_MAX_FILES, _MAX_FILES),
-    **dict.fromkeys((resource.RLIMIT_CORE, resource.RLIMIT_NICE, resource.RLIMIT_RTPRIO), (0, 0)),
-}
 
 
 def log(message: str) -> None:
@@ -64,11 +54,9 @@ def _leave_caller() -> int:
     """
     os.chdir("/")
     os.umask(0o022)
-    for fd in range(3):  # a closed one would be the next file that is opened
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open("/dev/null", os.O_RDWR)  # takes the lowest that is free
+    while (fd := os.open("/dev/null", os.O_RDWR)) < 3:  # one that is closed would be the next file that is opened
+        pass
+    os.close(fd)
     for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
         signal.setitimer(timer, 0)
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -83,14 +71,9 @@ def _leave_caller() -> int:
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    for kind, values in _RLIMITS.items():
-        try:
-            resource.setrlimit(kind, values)
-        except (ValueError, OSError):  # a container whose root may not raise it
-            if kind in _NEEDED:
-                text = "a hard limit (ulimit -H) cannot be raised by root here: start it without"
-                raise policy.SetupError(text) from None
-            resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)  # all that it has
+    if confine.set_rlimits(confine.RLIMITS["helper_needs"]):  # a container whose root may not raise them
+        raise policy.SetupError("a hard limit (ulimit -H) cannot be raised by root here: start it without")
+    confine.set_rlimits(confine.RLIMITS["helper"])
     return read_fd
 
 

@@ -1,4 +1,4 @@
-"""The socket to the api: requests in, a bounded queue of replies and events out. Nothing in here waits."""
+"""What the one loop waits for, and the socket to the api: requests in, a bounded queue of replies and events out."""
 
 import errno
 import select
@@ -6,6 +6,7 @@ import socket
 import struct
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -25,8 +26,37 @@ def refuse_fds(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
 
+class Events:
+    """A poll set: fds, each with a callback, which gets the events that came for its fd, as poll(2) names them."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+
+    def watch(self, fd: int, wanted: int, callback: Callable[[int], None]) -> None:
+        self._poll.register(fd, wanted)
+        self._callbacks[fd] = callback
+
+    def change(self, fd: int, wanted: int) -> None:
+        self._poll.modify(fd, wanted)
+
+    def unwatch(self, fd: int) -> None:
+        """Must come before the fd is closed. One that is not watched is no error."""
+        if self._callbacks.pop(fd, None):
+            self._poll.unregister(fd)
+
+    def wait(self, timeout_ms: int) -> None:
+        """Calls back for all that has come, or returns after the timeout."""
+        for fd, came in self._poll.poll(timeout_ms):
+            if fd in self._callbacks:  # not unwatched by one before it
+                self._callbacks[fd](came)
+
+
 class Link:
-    """Owns the socket. Once `ended` is set, the api is gone, and all that is left is to end every job."""
+    """Owns the socket; nothing in here waits.
+
+    Once `ended` is set, the api is gone, and all that is left is to end every job.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock, self.ended = sock, False

@@ -16,9 +16,8 @@ from typing import Any
 
 from helper import cgroup, spawn, wire
 from helper import syscalls as sc
-from helper.events import Events
 from helper.jobs import Job, Jobs, JobState
-from helper.link import Link
+from helper.link import Events, Link
 from helper.policy import CONTROLLERS, Policy, Refusal, limits_of
 from helper.uids import Uids
 from helper.wire import Message, Stage, Type, WireError
@@ -34,19 +33,10 @@ class State(Enum):
 
 
 # A later HELLO is a restarted api's: it is answered with the live jobs.
-PERMITTED: dict[State, tuple[Type, ...]] = {
-    State.NEW: (Type.HELLO,),
-    State.READY: (
-        Type.HELLO,
-        Type.CHECK,
-        Type.START,
-        Type.CANCEL,
-        Type.SIGNAL,
-        Type.KILL,
-        Type.RELEASE,
-        Type.SHUTDOWN,
-    ),
-    State.ENDING: (),
+PERMITTED: dict[State, set[Type]] = {
+    State.NEW: {Type.HELLO},
+    State.READY: {Type.HELLO, Type.CHECK, Type.START, Type.CANCEL, Type.SIGNAL, Type.KILL, Type.RELEASE, Type.SHUTDOWN},
+    State.ENDING: set(),
 }
 
 

@@ -15,7 +15,7 @@ import struct
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
-from helper import attributes, confine, view
+from helper import confine, view
 from helper import syscalls as sc
 from helper.policy import Profile
 from helper.wire import Stage
@@ -93,11 +93,11 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
         if order.profile.network != "host":
             confine.set_up_network()
         stage = Stage.LIMIT
-        attributes.set_rlimits(order.limits)
+        confine.set_job_rlimits(order.limits)
         stage = Stage.PRIVILEGE
         # Must come before the privileges go, which they take.
-        attributes.set_scheduling()
-        attributes.set_proc_attributes(order.uid)
+        confine.set_scheduling()
+        confine.set_proc_attributes(order.uid)
         for fd in (1, 2):  # so that the job can open /dev/stdout and /dev/stderr
             os.fchown(fd, order.uid, order.uid)
         confine.drop_privileges(order.uid)
