@@ -22,7 +22,7 @@ sys.path += ["/usr/lib/python3/dist-packages", os.path.dirname(_HERE)]
 
 import prctl  # noqa: E402
 
-from helper import cgroup, confine, policy  # noqa: E402
+from helper import confine, policy  # noqa: E402
 from helper.link import Link, refuse_fds  # noqa: E402
 from helper.monitor import Monitor  # noqa: E402
 from helper.uids import Uids  # noqa: E402
@@ -61,15 +61,13 @@ def _leave_caller() -> int:
         signal.setitimer(timer, 0)
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_IGN)  # one that is pending goes
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, lambda *_: None)
     # A terminal's signals are for the server; the helper ends when the server's socket does. The other two are errors
     # of a call instead.
     ignored = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGPIPE, signal.SIGXFSZ)
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_IGN)  # one that is pending goes
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if confine.set_rlimits(confine.RLIMITS["helper_needs"]):  # a container whose root may not raise them
         raise policy.SetupError("a hard limit (ulimit -H) cannot be raised by root here: start it without")
@@ -135,15 +133,13 @@ def _outlive(pid: int, control: socket.socket) -> int | None:
 
     The helper then ends too, because its peer is our process.
     """
-    pidfd, poll = os.pidfd_open(pid), select.poll()
-    try:
+    poll = select.poll()
+    with open(os.pidfd_open(pid), "rb", buffering=0) as pidfd:
         poll.register(pidfd, select.POLLIN)
         poll.register(control, select.POLLRDHUP)
-        if pidfd not in dict(poll.poll()):
+        if pidfd.fileno() not in dict(poll.poll()):
             return None
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    finally:
-        os.close(pidfd)
 
 
 def _set_up(options: dict[str, str]) -> tuple[socket.socket, policy.Policy, int]:
@@ -164,15 +160,6 @@ def _set_up(options: dict[str, str]) -> tuple[socket.socket, policy.Policy, int]
     return sock, rules, peer_fd
 
 
-def _monitor(sock: socket.socket, rules: policy.Policy, cgroup_root: str) -> Monitor:
-    base = cgroup.Base(cgroup_root)
-    try:
-        return Monitor(Link(sock), rules, Uids(rules), base)
-    except (OSError, MemoryError):
-        base.remove()
-        raise
-
-
 def main() -> int:
     """The exit status: 0 after EOF, 3 after a violation, 125 when it could not start, 75 when another try may do."""
     try:
@@ -181,7 +168,7 @@ def main() -> int:
         sock, rules, peer_fd = _set_up(options)
         if sock.type is socket.SOCK_STREAM:
             return _keep(sock)
-        monitor = _monitor(sock, rules, options.get("--cgroup-root", rules.cgroup_root))
+        monitor = Monitor(Link(sock), rules, Uids(rules), options.get("--cgroup-root", rules.cgroup_root))
     except (policy.SetupError, OSError, MemoryError) as error:
         log(str(error) or "out of memory")
         passing = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _PASSING)

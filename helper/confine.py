@@ -20,8 +20,7 @@ from contextlib import suppress
 import capng
 import prctl
 
-from helper import seccomp
-from helper import syscalls as sc
+from helper import cgroup, seccomp, syscalls
 from helper.policy import data
 
 FILTER = seccomp.program()
@@ -65,21 +64,16 @@ def set_scheduling() -> None:
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # resets SCHED_RESET_ON_FORK too
     os.setpriority(os.PRIO_PROCESS, 0, 0)
     os.sched_setaffinity(0, range(_MAX_CPUS))
-    sc.default_scheduling()
+    syscalls.default_scheduling()
 
 
 def set_proc_attributes(uid: int) -> None:
     """What is set through /proc, which must be the job's own by now: takes root, and without it is for good."""
     with suppress(PermissionError):  # without CAP_SYS_RESOURCE it cannot be lowered
-        _write("/proc/self/oom_score_adj", "0")
+        cgroup.write(None, "/proc/self/oom_score_adj", "0")
     # Unset, any process may set it once, and so write another user's name into the audit log.
     with suppress(FileNotFoundError, PermissionError):  # a kernel without audit; one that keeps the starter's for good
-        _write("/proc/self/loginuid", str(uid))
-
-
-def _write(path: str, value: str) -> None:
-    with open(os.open(path, os.O_WRONLY | os.O_CLOEXEC), "w") as file:
-        file.write(value)
+        cgroup.write(None, "/proc/self/loginuid", str(uid))
 
 
 def drop_privileges(uid: int) -> None:
@@ -91,7 +85,7 @@ def drop_privileges(uid: int) -> None:
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     # After the uid: the new keyring is the job's own. Before the filter, which denies keyctl.
-    sc.new_session_keyring()
+    syscalls.new_session_keyring()
     # The kernel empties the ambient set with the inheritable one: capabilities(7).
     capng.capng_clear(capng.CAPNG_SELECT_CAPS)
     if capng.capng_apply(capng.CAPNG_SELECT_CAPS) != 0:
@@ -100,7 +94,7 @@ def drop_privileges(uid: int) -> None:
     prctl.set_dumpable(0)  # the init's memory is a copy of the helper's
     # After the change of uid, which clears it: prctl(2). Had the helper died before, the status pipe would tell.
     prctl.set_pdeathsig(signal.SIGKILL)
-    sc.set_seccomp_filter(FILTER)
+    syscalls.set_seccomp_filter(FILTER)
     _read_back(uid)
 
 

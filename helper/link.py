@@ -34,11 +34,9 @@ class Events:
         self._callbacks: dict[int, Callable[[int], None]] = {}
 
     def watch(self, fd: int, wanted: int, callback: Callable[[int], None]) -> None:
+        """One that is watched already is watched for `wanted` from now on."""
         self._poll.register(fd, wanted)
         self._callbacks[fd] = callback
-
-    def change(self, fd: int, wanted: int) -> None:
-        self._poll.modify(fd, wanted)
 
     def unwatch(self, fd: int) -> None:
         """Must come before the fd is closed. One that is not watched is no error."""
@@ -83,19 +81,15 @@ class Link:
             self.ended = True
 
     def on_event(self, came: int) -> Message | None:
-        """Sends and receives what can be: a request, if one has come."""
-        if len(self.queue) >= MAX_QUEUE and came & ~select.POLLOUT:
-            self.ended = True
-        elif came == select.POLLOUT:
-            self.flush()
-        else:
-            return self._receive()
-        return None
+        """Sends and receives what can be: a request, if one has come.
 
-    def _receive(self) -> Message | None:
-        """One datagram. No ancillary space is offered, so the kernel discards any fd that was passed."""
-        self.flush()
-        if self.ended:  # it went without its replies: nothing that it asked for matters any more
+        It is one datagram. No ancillary space is offered, so the kernel discards any fd that was passed.
+        """
+        self.ended |= len(self.queue) >= MAX_QUEUE and came != select.POLLOUT
+        if not self.ended:
+            self.flush()
+        # One that went without its replies: nothing that it asked for matters any more.
+        if self.ended or came == select.POLLOUT:
             return None
         try:
             datagram, _, flags, _ = self.sock.recvmsg(wire.MAX_MESSAGE + 1, 0, socket.MSG_DONTWAIT)

@@ -112,8 +112,7 @@ class _Source:
 def parse(path: str, text: str) -> Policy:
     """The built-in policy with `text` in it; `path` is for messages. Raises SetupError."""
     source = _Source(path, text)
-    with open(BUILT_IN, encoding="utf-8") as file:
-        top = source.merge(_Source(BUILT_IN, file.read(_MAX_FILE)).tables, source.tables, "")
+    top = source.merge(data("policy.toml"), source.tables, "")
     default, maximum = top["limits"]["default"], top["limits"]["maximum"]
     default["memory_high_bytes"] = default["memory_high_bytes"] or default["memory_bytes"]
     for key, value in default.items():
