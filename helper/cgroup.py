@@ -176,11 +176,14 @@ def _make(wanted: str) -> tuple[str, int]:
 
     Between the two, a helper that starts beside us may sweep it, as one that was left: then it is made again.
     """
+    path = wanted
     for number in range(_TRIES):
-        path = f"{wanted}-{number}" if number else wanted
-        # There is one, of a helper with our pid in another pid namespace; ours was swept before it was opened.
-        with suppress(FileExistsError, FileNotFoundError):
+        try:
             os.mkdir(path, 0o700)
+        except FileExistsError:  # of a helper with our pid, in another pid namespace
+            path = f"{wanted}-{number}"
+            continue
+        with suppress(FileNotFoundError):  # swept before it was opened
             fd = os.open(path, _OPEN_DIR)
             fcntl.flock(fd, fcntl.LOCK_EX)  # who has it is sweeping, and that is bounded
             if os.path.exists(path) and os.fstat(fd).st_ino == os.stat(path).st_ino:

@@ -32,10 +32,10 @@ class State(Enum):
 
 
 # A later HELLO is a restarted api's: it is answered with the live jobs.
-PERMITTED: dict[State, set[Type]] = {
-    State.NEW: {Type.HELLO},
-    State.READY: {Type.HELLO, Type.CHECK, Type.START, Type.CANCEL, Type.SIGNAL, Type.KILL, Type.RELEASE, Type.SHUTDOWN},
-    State.ENDING: set(),
+PERMITTED: dict[State, tuple[Type, ...]] = {
+    State.NEW: (Type.HELLO,),
+    State.READY: (Type.HELLO, Type.CHECK, Type.START, Type.CANCEL, Type.SIGNAL, Type.KILL, Type.RELEASE, Type.SHUTDOWN),
+    State.ENDING: (),
 }
 
 

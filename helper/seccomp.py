@@ -58,9 +58,10 @@ def _sockets(families: dict[str, Any]) -> bytes:
 
 def _arguments(tests: list[Any], error: int) -> bytes:
     """Denies a call whose arguments pass all `tests`; else allows it."""
-    allow = _op(_RETURN, _ALLOW)
-    rules = [_load_argument(index) + _one_of(_JUMPS[test], values, allow) for index, test, values in tests]
-    return b"".join(rules) + _fail(error)
+    deny = [
+        _load_argument(index) + _one_of(_JUMPS[test], values, _op(_RETURN, _ALLOW)) for index, test, values in tests
+    ]
+    return b"".join(deny) + _fail(error)
 
 
 def program() -> bytes:
