@@ -11,7 +11,7 @@ import stat
 import time
 from contextlib import suppress
 
-from helper.policy import CONTROLLERS, Refusal, SetupError
+from helper.policy import CONTROLLERS, Refusal, SetupError, data
 from helper.wire import Stage
 
 _PREFIX = "telehandler."
@@ -19,17 +19,8 @@ _CPU_PERIOD_USEC = 100_000
 _READ_BOUND = 64 * 1024
 _END_DEADLINE_S = 10.0  # for the kernel to end what was killed
 _TRIES = 100  # to make our directory: more than helpers that can start while we do
-# Controller, file, value: `{}` are limits by name, a job's disk, the quota in each period, and the job's processes
-# with our init.
-_ROWS = (
-    ("cpu", "cpu.max", f"{{cpu_quota}} {_CPU_PERIOD_USEC}"),
-    ("memory", "memory.max", "{memory_bytes}"),
-    ("memory", "memory.high", "{memory_high_bytes}"),
-    ("memory", "memory.swap.max", "0"),
-    ("memory", "memory.oom.group", "1"),
-    ("pids", "pids.max", "{all_pids}"),
-    ("io", "io.max", "{disk} rbps={read_bps} wbps={write_bps} riops={read_iops} wiops={write_iops}"),
-)
+_MOVES = 10  # of the processes out of a cgroup that is to have controllers
+_TABLES = data("cgroup.toml")
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -45,8 +36,8 @@ def find_root(wanted: str) -> str:
     raise SetupError(f"no cgroup v2 at or below {wanted}: mount cgroup2 there, or name another with --cgroup-root")
 
 
-def write(dir_fd: int, name: str, value: str) -> None:
-    """Writes a cgroup file in one write, as the kernel wants it."""
+def write(dir_fd: int | None, name: str, value: str) -> None:
+    """Writes a file of a cgroup, or with None one of /proc, in one write, as the kernel wants it."""
     with open(os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd), "w") as file:
         file.write(value)
 
@@ -71,9 +62,7 @@ def kill(dir_fd: int) -> None:
 
 def facts(dir_fd: int) -> dict[str, int]:
     """What EXITED tells of a cgroup."""
-    cpu, oom = number(dir_fd, "cpu.stat", "usage_usec"), number(dir_fd, "memory.events", "oom_kill")
-    peak, refused = number(dir_fd, "memory.peak"), number(dir_fd, "pids.events", "max")
-    return {"cgroup_usec": cpu, "oom_kills": oom, "memory_peak_bytes": peak, "pids_refused": refused}
+    return {fact: number(dir_fd, *where) for fact, where in _TABLES["facts"].items()}
 
 
 def remove(path: str) -> bool:
@@ -119,33 +108,12 @@ class Base:
         for name in os.listdir(root):
             if name.startswith(_PREFIX):
                 _sweep(f"{root}/{name}")
-        self.path, self.fd = self._make(f"{root}/{_PREFIX}{os.getpid()}")
+        self.path, self.fd = _make(f"{root}/{_PREFIX}{os.getpid()}")
         try:
             self.controllers = self._enable()
         except OSError:
             end(self.fd, self.path)
             raise
-
-    @staticmethod
-    def _make(wanted: str) -> tuple[str, int]:
-        """The directory, made and locked: its path and fd.
-
-        Between the two, a helper that starts beside us may sweep it, as one that was left: then it is made again.
-        """
-        path = wanted
-        for number in range(_TRIES):
-            try:
-                os.mkdir(path, 0o700)
-            except FileExistsError:  # of a helper with our pid, in another pid namespace
-                path = f"{wanted}-{number}"
-                continue
-            with suppress(FileNotFoundError):  # swept before it was opened
-                fd = os.open(path, _OPEN_DIR)
-                fcntl.flock(fd, fcntl.LOCK_EX)  # who has it is sweeping, and that is bounded
-                if os.path.exists(path) and os.fstat(fd).st_ino == os.stat(path).st_ino:
-                    return path, fd
-                os.close(fd)
-        raise OSError(errno.EAGAIN, "other helpers sweep it again and again", wanted)
 
     def _enable(self) -> set[str]:
         """Turns on every controller of ours that the root has; the ones that ended up on."""
@@ -153,16 +121,25 @@ class Base:
         # A subtree delegated with us in it: controllers go on only once a leaf has its processes, all that it has.
         if os.path.exists(f"{self.root}/cgroup.type") and str(os.getpid()) in read(root_fd, "cgroup.procs").split():
             os.makedirs(f"{self.root}/main", exist_ok=True)
-            # Three times: what a process bore before it was moved is found the next time.
-            for pid in (pid for _ in range(3) for pid in read(root_fd, "cgroup.procs").split()):
-                with suppress(OSError):  # it has just ended, or is not ours to see
-                    write(root_fd, "main/cgroup.procs", pid)
-        for controller in CONTROLLERS:
-            with suppress(OSError):  # stays off: a job that needs it is refused
-                for fd in (root_fd, self.fd):
-                    write(fd, "cgroup.subtree_control", f"+{controller}")
+            # Again and again: what a process bore before it was moved, or who has just come, is found the next time.
+            for _ in range(_MOVES):
+                for pid in read(root_fd, "cgroup.procs").split():
+                    with suppress(OSError):  # it has just ended, or is not ours to see
+                        write(root_fd, "main/cgroup.procs", pid)
+                if self._switch_on(root_fd):
+                    break
+        self._switch_on(root_fd)
         os.close(root_fd)
         return set(read(self.fd, "cgroup.subtree_control").split())
+
+    def _switch_on(self, root_fd: int) -> bool:
+        """Whether every controller of ours that the root has is on; what stays off refuses the jobs that need it."""
+        for controller in CONTROLLERS:
+            with suppress(OSError):
+                for fd in (root_fd, self.fd):
+                    write(fd, "cgroup.subtree_control", f"+{controller}")
+        there = set(read(root_fd, "cgroup.controllers").split()) & set(CONTROLLERS)
+        return there <= set(read(self.fd, "cgroup.subtree_control").split())
 
     def job_path(self, handle: int) -> str:
         return f"{self.path}/job-{handle}"
@@ -185,9 +162,34 @@ class Base:
             text += "the policy's allow_missing_controllers can allow jobs without it"
             raise Refusal(Stage.LIMIT, errno.EOPNOTSUPP, text)
         quota = limits["cpu_millis"] * _CPU_PERIOD_USEC // 1000
-        values = limits | {"cpu_quota": quota, "all_pids": limits["pids"] + 1}
-        rows = [(file, value, disk_list if name == "io" else [""]) for name, file, value in _ROWS if name in usable]
-        return [(file, value.format(disk=disk, **values)) for file, value, on in rows for disk in on]
+        values = limits | {"cpu_quota": quota, "cpu_period": _CPU_PERIOD_USEC, "all_pids": limits["pids"] + 1}
+        rows = [
+            (file, *row, disk)
+            for file, row in _TABLES["limits"].items()
+            for disk in (disk_list if row[0] == "io" else [""])
+        ]
+        return [(file, value.format(disk=disk, **values)) for file, name, value, disk in rows if name in usable]
+
+
+def _make(wanted: str) -> tuple[str, int]:
+    """The directory, made and locked: its path and fd.
+
+    Between the two, a helper that starts beside us may sweep it, as one that was left: then it is made again.
+    """
+    path = wanted
+    for number in range(_TRIES):
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:  # of a helper with our pid, in another pid namespace
+            path = f"{wanted}-{number}"
+            continue
+        with suppress(FileNotFoundError):  # swept before it was opened
+            fd = os.open(path, _OPEN_DIR)
+            fcntl.flock(fd, fcntl.LOCK_EX)  # who has it is sweeping, and that is bounded
+            if os.path.exists(path) and os.fstat(fd).st_ino == os.stat(path).st_ino:
+                return path, fd
+            os.close(fd)
+    raise OSError(errno.EAGAIN, "other helpers sweep it again and again", wanted)
 
 
 def _sweep(path: str) -> None:

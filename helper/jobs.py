@@ -9,8 +9,7 @@ from enum import Enum
 from signal import SIGKILL, SIGTERM, pidfd_send_signal
 
 from helper import cgroup, spawn
-from helper.events import Events
-from helper.link import Link
+from helper.link import Events, Link
 from helper.policy import Refusal
 from helper.uids import Uids
 from helper.wire import Stage, Type
@@ -90,15 +89,17 @@ class Jobs:
             elif time.monotonic() >= job.deadline:
                 self._expire(job)
 
-    def kill_job(self, job: Job, cause: str, number: int = errno.ECANCELED) -> None:
-        """Ends a job. The START of one that is STARTING is answered with ERROR, and the cause, once it is gone."""
-        if job.state is JobState.STARTING and not job.failure:
-            stage = Stage.EXEC if job.status == spawn.EXEC_NEXT else Stage.CLONE
-            job.failure = Refusal(stage, number, f"the start was ended before the command ran: {cause}")
+    def kill_job(self, job: Job) -> None:
         job.facts["killed"] = 1
         with suppress(OSError):  # just dead, or no fd is free: the first was enough, and _finish does the rest
             pidfd_send_signal(job.fds["pidfd"], SIGKILL)  # its namespace ends with it
             cgroup.kill(job.fds["cgroup"])
+
+    def give_up(self, job: Job, number: int, cause: str) -> None:
+        """Ends a job that is STARTING; its START is answered with ERROR once it is gone."""
+        stage = Stage.EXEC if job.status == spawn.EXEC_NEXT else Stage.CLONE
+        job.failure = Refusal(stage, number, f"the start was ended before the command ran: {cause}")
+        self.kill_job(job)
 
     def forget(self, job: Job) -> None:
         self._close(job, *job.fds)
@@ -135,13 +136,12 @@ class Jobs:
         number, error = spawn.STATUS.unpack(report) if whole else (Stage.CLONE, errno.EIO)
         cause = os.strerror(error) if whole else "it died before exec, perhaps of too little memory"
         job.failure = Refusal(Stage(number), error, f"the start failed at {Stage(number).name.lower()}: {cause}")
-        self.kill_job(job, cause)
+        self.kill_job(job)
 
     def _expire(self, job: Job) -> None:
         """A job beyond its deadline. One that runs gets SIGTERM, and after a grace, as another deadline, SIGKILL."""
         if job.state is JobState.STARTING and not job.failure:
-            cause = f"{START_S:.0f} s were not enough, as if a disk did not answer"
-            self.kill_job(job, cause, errno.ETIMEDOUT)
+            return self.give_up(job, errno.ETIMEDOUT, f"{START_S:.0f} s were not enough, as if a disk did not answer")
         if job.state is JobState.RUNNING:
             with suppress(ProcessLookupError):  # just dead
                 pidfd_send_signal(job.fds["pidfd"], SIGKILL if job.facts["timed_out"] else SIGTERM)

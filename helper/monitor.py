@@ -14,14 +14,12 @@ from enum import Enum
 from signal import pidfd_send_signal
 from typing import Any
 
-from helper import cgroup, spawn, wire
-from helper import syscalls as sc
-from helper.events import Events
+from helper import cgroup, spawn, syscalls, wire
 from helper.jobs import Job, Jobs, JobState
-from helper.link import Link
+from helper.link import Events, Link
 from helper.policy import CONTROLLERS, Policy, Refusal, limits_of
 from helper.uids import Uids
-from helper.wire import Message, Stage, Type, WireError
+from helper.wire import Stage, Type, WireError
 
 _TICK_MS = 250  # the pace of deadlines, and of a cgroup removal that met EBUSY
 _PATH_MAX = 4096  # with the NUL: limits.h
@@ -44,19 +42,17 @@ PERMITTED: dict[State, tuple[Type, ...]] = {
 class Monitor:
     """The loop and the handlers: the state of the connection, and what a START may have."""
 
-    def __init__(self, link: Link, policy: Policy, cgroup_root: str) -> None:
-        self.link, self.policy, self.events = link, policy, Events()
+    def __init__(self, link: Link, policy: Policy, uids: Uids, cgroup_root: str) -> None:
+        self.link, self.policy, self.uids, self.events = link, policy, uids, Events()
         self.state, self.next_handle = State.NEW, 1
         self.starts: deque[float] = deque(maxlen=policy.starts_per_second)
         self.ends_at = float("inf")  # after SIGTERM
         written = {name: [bind.split(":")[0] for bind in view.writable] for name, view in policy.profiles.items()}
         roots = {name: policy.io_devices or [view.root, *written[name]] for name, view in policy.profiles.items()}
         self.disks = {name: cgroup.disks(paths) for name, paths in roots.items()}
-        self.events.watch(link.sock.fileno(), select.POLLIN, self._on_link)
-        self.uids = Uids(policy)
-        # Must be last: what fails after it would leave its directory.
+        # Must come last: no failure after it leaves a cgroup.
         self.base = cgroup.Base(cgroup_root)
-        self.jobs = Jobs(self.base, self.uids, self.events, link)
+        self.jobs = Jobs(self.base, uids, self.events, link)
 
     # The loop
 
@@ -69,7 +65,7 @@ class Monitor:
         self.events.watch(peer_fd, select.POLLIN, lambda _: self._end())
         try:
             while self.state is not State.ENDING:
-                self.events.change(self.link.sock.fileno(), self.link.wanted())
+                self.events.watch(self.link.sock.fileno(), self.link.wanted(), self._on_link)
                 self.events.wait(_TICK_MS)
                 self.jobs.turn()
                 self.link.check_progress()
@@ -89,10 +85,8 @@ class Monitor:
         self.ends_at = min(self.ends_at, time.monotonic() + self.policy.max_drain_seconds)
 
     def _on_link(self, came: int) -> None:
-        if self.state is not State.ENDING and (message := self.link.receive(came)):
-            self._handle(message)
-
-    def _handle(self, message: Message) -> None:
+        if self.state is State.ENDING or not (message := self.link.on_event(came)):
+            return
         if message.type not in PERMITTED[self.state]:
             raise WireError(f"{message.type.name} in state {self.state.name}")
         handler: Callable[..., None] = getattr(self, f"_on_{message.type.name.lower()}")
@@ -109,7 +103,7 @@ class Monitor:
         self.link.queue.clear()  # of an api before: it is gone, and its requests with it
         for job in self.jobs.table.values():
             if job.state is JobState.STARTING and not job.failure:
-                self.jobs.kill_job(job, "the api that asked has gone")
+                self.jobs.give_up(job, errno.ECANCELED, "the api that asked has gone")
         known = [job for job in self.jobs.table.values() if not job.failure]
         missing = [name.encode() for name in CONTROLLERS if name not in self.base.controllers]
         lists = {"missing_controllers": missing, "profiles": [name.encode() for name in self.policy.profiles]}
@@ -143,7 +137,7 @@ class Monitor:
     def _on_cancel(self, request_id: int, start_id: int) -> None:
         for job in self.jobs.table.values():
             if job.request_id == start_id and job.state is JobState.STARTING and not job.failure:
-                self.jobs.kill_job(job, "it was cancelled")
+                self.jobs.give_up(job, errno.ECANCELED, "it was cancelled")
                 return self.link.send(Type.DONE, request_id)
         raise Refusal(Stage.NO_SUCH_JOB, errno.ESRCH, "no such start is under way")
 
@@ -154,7 +148,7 @@ class Monitor:
         pidfd = self.jobs.live(handle, JobState.RUNNING).fds["pidfd"]
         try:
             if signal in spawn.CARRIED:
-                sc.pidfd_queue_signal(pidfd, spawn.CARRIER, signal)
+                syscalls.pidfd_queue_signal(pidfd, spawn.CARRIER, signal)
             else:
                 pidfd_send_signal(pidfd, signal)
         except ProcessLookupError:  # just dead: EXITED is on its way
@@ -165,7 +159,11 @@ class Monitor:
 
     # A handle of the table; it goes through its cgroup's fd.
     def _on_kill(self, request_id: int, handle: int) -> None:
-        self.jobs.kill_job(self.jobs.live(handle, JobState.STARTING, JobState.RUNNING), "it was killed")
+        job = self.jobs.live(handle, JobState.STARTING, JobState.RUNNING)
+        if job.state is JobState.STARTING:
+            self.jobs.give_up(job, errno.ECANCELED, "it was killed")
+        else:
+            self.jobs.kill_job(job)
         self.link.send(Type.DONE, request_id)
 
     # A handle whose EXITED was sent: it frees nothing but memory and fds of a dead job.
