@@ -66,7 +66,9 @@ def _leave_caller() -> int:
     ignored = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGPIPE, signal.SIGXFSZ)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_IGN)  # one that is pending goes
-        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if confine.set_rlimits(confine.RLIMITS["helper_needs"]):  # a container whose root may not raise them
@@ -81,13 +83,12 @@ def _socket(allowed_uids: list[int]) -> tuple[socket.socket, int]:
         sock = socket.socket(fileno=0)
         pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
         sock.getpeername()  # connected
-        kind = sock.family, sock.type
-        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        ours = sock.family == socket.AF_UNIX and sock.type in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM)
+        if not ours or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise OSError
     except OSError:
-        raise policy.SetupError("stdin is not a connected socket: start it by telehandler server or local") from None
-    if kind not in ((socket.AF_UNIX, socket.SOCK_SEQPACKET), (socket.AF_UNIX, socket.SOCK_STREAM)):
-        raise policy.SetupError("stdin is a socket of another kind: start it by telehandler server or local")
+        text = "stdin is not a connected socket whose end shows: start it by telehandler server or local"
+        raise policy.SetupError(text) from None
     # Root, the caller of the setuid wrapper, the user behind sudo: who started us holds the other end.
     callers = {0, os.getuid(), int(os.environ.get("SUDO_UID", "0"))}
     keeper_for_others = sock.type is socket.SOCK_STREAM and callers != {0}
