@@ -8,7 +8,6 @@ no user directory has a say in what is loaded.
 import errno
 import gc
 import os
-import resource
 import select
 import signal
 import socket
@@ -23,7 +22,7 @@ sys.path += ["/usr/lib/python3/dist-packages", os.path.dirname(_HERE)]
 
 import prctl  # noqa: E402
 
-from helper import cgroup, policy  # noqa: E402
+from helper import confine, policy  # noqa: E402
 from helper.link import Link, refuse_fds  # noqa: E402
 from helper.monitor import Monitor  # noqa: E402
 from helper.uids import Uids  # noqa: E402
@@ -31,15 +30,6 @@ from helper.wire import WireError  # noqa: E402
 
 EXIT_SETUP, EXIT_AGAIN, EXIT_VIOLATION = 125, 75, 3  # EXIT_AGAIN: it could not start now, and another try may do
 _PASSING = (errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC)
-_MAX_FILES = 1 << 20  # each job holds up to eight fds
-# The helper's own limits, soft and hard; a job gets its own. Of what is not here, whoever is root is not bound.
-_UNLIMITED = "CPU FSIZE DATA STACK AS RTTIME RSS NPROC MEMLOCK SIGPENDING MSGQUEUE".split()
-_NEEDED = {getattr(resource, f"RLIMIT_{name}") for name in _UNLIMITED[:6]}  # else we may be kept from going on
-_RLIMITS = {getattr(resource, f"RLIMIT_{name}"): (resource.RLIM_INFINITY,) * 2 for name in _UNLIMITED} | {
-    resource.RLIMIT_STACK: (8 << 20, resource.RLIM_INFINITY),
-    resource.RLIMIT_NOFILE: (_MAX_FILES, _MAX_FILES),
-    **dict.fromkeys((resource.RLIMIT_CORE, resource.RLIMIT_NICE, resource.RLIMIT_RTPRIO), (0, 0)),
-}
 
 
 def log(message: str) -> None:
@@ -64,33 +54,26 @@ def _leave_caller() -> int:
     """
     os.chdir("/")
     os.umask(0o022)
-    for fd in range(3):  # a closed one would be the next file that is opened
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open("/dev/null", os.O_RDWR)  # takes the lowest that is free
+    while (fd := os.open("/dev/null", os.O_RDWR)) < 3:  # one that is closed would be the next file that is opened
+        pass
+    os.close(fd)
     for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
         signal.setitimer(timer, 0)
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_IGN)  # one that is pending goes
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, lambda *_: None)
     # A terminal's signals are for the server; the helper ends when the server's socket does. The other two are errors
     # of a call instead.
     ignored = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP, signal.SIGPIPE, signal.SIGXFSZ)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_IGN)  # one that is pending goes
+        signal.signal(number, signal.SIG_DFL)
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    for kind, values in _RLIMITS.items():
-        try:
-            resource.setrlimit(kind, values)
-        except (ValueError, OSError):  # a container whose root may not raise it
-            if kind in _NEEDED:
-                text = "a hard limit (ulimit -H) cannot be raised by root here: start it without"
-                raise policy.SetupError(text) from None
-            resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)  # all that it has
+    if confine.set_rlimits(confine.RLIMITS["helper_needs"]):  # a container whose root may not raise them
+        raise policy.SetupError("a hard limit (ulimit -H) cannot be raised by root here: start it without")
+    confine.set_rlimits(confine.RLIMITS["helper"])
     return read_fd
 
 
@@ -100,13 +83,12 @@ def _socket(allowed_uids: list[int]) -> tuple[socket.socket, int]:
         sock = socket.socket(fileno=0)
         pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
         sock.getpeername()  # connected
-        kind = sock.family, sock.type
-        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        ours = sock.family == socket.AF_UNIX and sock.type in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM)
+        if not ours or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise OSError
     except OSError:
-        raise policy.SetupError("stdin is not a connected socket: start it by telehandler server or local") from None
-    if kind not in ((socket.AF_UNIX, socket.SOCK_SEQPACKET), (socket.AF_UNIX, socket.SOCK_STREAM)):
-        raise policy.SetupError("stdin is a socket of another kind: start it by telehandler server or local")
+        text = "stdin is not a connected socket whose end shows: start it by telehandler server or local"
+        raise policy.SetupError(text) from None
     # Root, the caller of the setuid wrapper, the user behind sudo: who started us holds the other end.
     callers = {0, os.getuid(), int(os.environ.get("SUDO_UID", "0"))}
     keeper_for_others = sock.type is socket.SOCK_STREAM and callers != {0}
@@ -152,15 +134,13 @@ def _outlive(pid: int, control: socket.socket) -> int | None:
 
     The helper then ends too, because its peer is our process.
     """
-    pidfd, poll = os.pidfd_open(pid), select.poll()
-    try:
+    poll = select.poll()
+    with open(os.pidfd_open(pid), "rb", buffering=0) as pidfd:
         poll.register(pidfd, select.POLLIN)
         poll.register(control, select.POLLRDHUP)
-        if pidfd not in dict(poll.poll()):
+        if pidfd.fileno() not in dict(poll.poll()):
             return None
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    finally:
-        os.close(pidfd)
 
 
 def _set_up(options: dict[str, str]) -> tuple[socket.socket, policy.Policy, int]:
@@ -181,15 +161,6 @@ def _set_up(options: dict[str, str]) -> tuple[socket.socket, policy.Policy, int]
     return sock, rules, peer_fd
 
 
-def _monitor(sock: socket.socket, rules: policy.Policy, cgroup_root: str) -> Monitor:
-    base = cgroup.Base(cgroup_root)
-    try:
-        return Monitor(Link(sock), rules, Uids(rules), base)
-    except (OSError, MemoryError):
-        base.remove()
-        raise
-
-
 def main() -> int:
     """The exit status: 0 after EOF, 3 after a violation, 125 when it could not start, 75 when another try may do."""
     try:
@@ -198,7 +169,7 @@ def main() -> int:
         sock, rules, peer_fd = _set_up(options)
         if sock.type is socket.SOCK_STREAM:
             return _keep(sock)
-        monitor = _monitor(sock, rules, options.get("--cgroup-root", rules.cgroup_root))
+        monitor = Monitor(Link(sock), rules, Uids(rules), options.get("--cgroup-root", rules.cgroup_root))
     except (policy.SetupError, OSError, MemoryError) as error:
         log(str(error) or "out of memory")
         passing = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _PASSING)

@@ -11,7 +11,7 @@ import stat
 import time
 from contextlib import suppress
 
-from helper.policy import CONTROLLERS, Refusal, SetupError
+from helper.policy import CONTROLLERS, Refusal, SetupError, data
 from helper.wire import Stage
 
 _PREFIX = "telehandler."
@@ -20,17 +20,7 @@ _READ_BOUND = 64 * 1024
 _END_DEADLINE_S = 10.0  # for the kernel to end what was killed
 _TRIES = 100  # to make our directory: more than helpers that can start while we do
 _MOVES = 10  # of the processes out of a cgroup that is to have controllers
-# Controller, file, value: `{}` are limits by name, a job's disk, the quota in each period, and the job's processes
-# with our init.
-_ROWS = (
-    ("cpu", "cpu.max", f"{{cpu_quota}} {_CPU_PERIOD_USEC}"),
-    ("memory", "memory.max", "{memory_bytes}"),
-    ("memory", "memory.high", "{memory_high_bytes}"),
-    ("memory", "memory.swap.max", "0"),
-    ("memory", "memory.oom.group", "1"),
-    ("pids", "pids.max", "{all_pids}"),
-    ("io", "io.max", "{disk} rbps={read_bps} wbps={write_bps} riops={read_iops} wiops={write_iops}"),
-)
+_TABLES = data("cgroup.toml")
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -46,8 +36,8 @@ def find_root(wanted: str) -> str:
     raise SetupError(f"no cgroup v2 at or below {wanted}: mount cgroup2 there, or name another with --cgroup-root")
 
 
-def write(dir_fd: int, name: str, value: str) -> None:
-    """Writes a cgroup file in one write, as the kernel wants it."""
+def write(dir_fd: int | None, name: str, value: str) -> None:
+    """Writes a file of a cgroup, or with None one of /proc, in one write, as the kernel wants it."""
     with open(os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd), "w") as file:
         file.write(value)
 
@@ -72,9 +62,7 @@ def kill(dir_fd: int) -> None:
 
 def facts(dir_fd: int) -> dict[str, int]:
     """What EXITED tells of a cgroup."""
-    cpu, oom = number(dir_fd, "cpu.stat", "usage_usec"), number(dir_fd, "memory.events", "oom_kill")
-    peak, refused = number(dir_fd, "memory.peak"), number(dir_fd, "pids.events", "max")
-    return {"cgroup_usec": cpu, "oom_kills": oom, "memory_peak_bytes": peak, "pids_refused": refused}
+    return {fact: number(dir_fd, *where) for fact, where in _TABLES["facts"].items()}
 
 
 def remove(path: str) -> bool:
@@ -120,37 +108,12 @@ class Base:
         for name in os.listdir(root):
             if name.startswith(_PREFIX):
                 _sweep(f"{root}/{name}")
-        self.path, self.fd = self._make(f"{root}/{_PREFIX}{os.getpid()}")
+        self.path, self.fd = _make(f"{root}/{_PREFIX}{os.getpid()}")
         try:
             self.controllers = self._enable()
         except OSError:
-            self.remove()
+            end(self.fd, self.path)
             raise
-
-    def remove(self) -> None:
-        """Ends what is in it, and removes it."""
-        end(self.fd, self.path)
-
-    @staticmethod
-    def _make(wanted: str) -> tuple[str, int]:
-        """The directory, made and locked: its path and fd.
-
-        Between the two, a helper that starts beside us may sweep it, as one that was left: then it is made again.
-        """
-        path = wanted
-        for number in range(_TRIES):
-            try:
-                os.mkdir(path, 0o700)
-            except FileExistsError:  # of a helper with our pid, in another pid namespace
-                path = f"{wanted}-{number}"
-                continue
-            with suppress(FileNotFoundError):  # swept before it was opened
-                fd = os.open(path, _OPEN_DIR)
-                fcntl.flock(fd, fcntl.LOCK_EX)  # who has it is sweeping, and that is bounded
-                if os.path.exists(path) and os.fstat(fd).st_ino == os.stat(path).st_ino:
-                    return path, fd
-                os.close(fd)
-        raise OSError(errno.EAGAIN, "other helpers sweep it again and again", wanted)
 
     def _enable(self) -> set[str]:
         """Turns on every controller of ours that the root has; the ones that ended up on."""
@@ -199,9 +162,34 @@ class Base:
             text += "the policy's allow_missing_controllers can allow jobs without it"
             raise Refusal(Stage.LIMIT, errno.EOPNOTSUPP, text)
         quota = limits["cpu_millis"] * _CPU_PERIOD_USEC // 1000
-        values = limits | {"cpu_quota": quota, "all_pids": limits["pids"] + 1}
-        rows = [(file, value, disk_list if name == "io" else [""]) for name, file, value in _ROWS if name in usable]
-        return [(file, value.format(disk=disk, **values)) for file, value, on in rows for disk in on]
+        values = limits | {"cpu_quota": quota, "cpu_period": _CPU_PERIOD_USEC, "all_pids": limits["pids"] + 1}
+        rows = [
+            (file, *row, disk)
+            for file, row in _TABLES["limits"].items()
+            for disk in (disk_list if row[0] == "io" else [""])
+        ]
+        return [(file, value.format(disk=disk, **values)) for file, name, value, disk in rows if name in usable]
+
+
+def _make(wanted: str) -> tuple[str, int]:
+    """The directory, made and locked: its path and fd.
+
+    Between the two, a helper that starts beside us may sweep it, as one that was left: then it is made again.
+    """
+    path = wanted
+    for number in range(_TRIES):
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:  # of a helper with our pid, in another pid namespace
+            path = f"{wanted}-{number}"
+            continue
+        with suppress(FileNotFoundError):  # swept before it was opened
+            fd = os.open(path, _OPEN_DIR)
+            fcntl.flock(fd, fcntl.LOCK_EX)  # who has it is sweeping, and that is bounded
+            if os.path.exists(path) and os.fstat(fd).st_ino == os.stat(path).st_ino:
+                return path, fd
+            os.close(fd)
+    raise OSError(errno.EAGAIN, "other helpers sweep it again and again", wanted)
 
 
 def _sweep(path: str) -> None:

@@ -1,12 +1,17 @@
-"""What a new job's init does to itself before anything of the user's runs: network, then privileges.
+"""What a new job's init does to itself before anything of the user's runs: network, what it inherited, privileges.
 
 Runs in the child, as root in fresh namespaces, once view.py has changed its root. The order matters; each step says
 why. Any failure raises OSError and ends the child before exec.
+
+A process inherits from whoever started it, and exec keeps, what is set to values of ours in every job: without this, it
+would have the priority, processors, limits and audit user of a terminal, a unit or a cron job that happened to start
+the server. See fork(2), execve(2), sched(7), setrlimit(2).
 """
 
 import errno
 import fcntl
 import os
+import resource
 import signal
 import socket
 import struct
@@ -15,19 +20,60 @@ from contextlib import suppress
 import capng
 import prctl
 
-from helper import seccomp
-from helper import syscalls as sc
+from helper import cgroup, seccomp, syscalls
+from helper.policy import data
 
 FILTER = seccomp.program()
 with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as _file:
     LAST_CAPABILITY = int(_file.read())  # may be more than prctl and capng know by name
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
+_MAX_CPUS = 8192  # the most that x86_64 has; the kernel takes of them what there is
+RLIMITS = data("rlimits.toml")
 
 
 def set_up_network() -> None:
     """Hostname and the loopback interface, which a new network namespace has, down."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", _IFF_UP))
+
+
+def set_rlimits(table: dict[str, list[int]]) -> list[str]:
+    """Sets every limit of `table`, as rlimits.toml has them; those that could not be raised to it."""
+    lower = []
+    for name, (kind, soft, hard) in table.items():
+        try:
+            resource.setrlimit(kind, (soft, hard))
+        except ValueError:  # root without CAP_SYS_RESOURCE, as in some containers, cannot raise the starter's
+            most = resource.getrlimit(kind)[1]
+            resource.setrlimit(kind, (most if soft == resource.RLIM_INFINITY else min(soft, most), most))
+            lower.append(name)
+    return lower
+
+
+def set_job_rlimits(limits: dict[str, int]) -> None:
+    """Every limit of setrlimit(2)."""
+    # One more than pids.max has, so that where there is a cgroup controller it refuses first, and counts.
+    processes = limits["pids"] + 2
+    set_rlimits(RLIMITS["job"] | {"nproc": [resource.RLIMIT_NPROC, processes, processes]})
+    for kind, value in ((resource.RLIMIT_FSIZE, limits["file_bytes"]), (resource.RLIMIT_NOFILE, limits["open_files"])):
+        resource.setrlimit(kind, (value, value))
+
+
+def set_scheduling() -> None:
+    """An ordinary process on all processors, whose place the cgroup decides."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # resets SCHED_RESET_ON_FORK too
+    os.setpriority(os.PRIO_PROCESS, 0, 0)
+    os.sched_setaffinity(0, range(_MAX_CPUS))
+    syscalls.default_scheduling()
+
+
+def set_proc_attributes(uid: int) -> None:
+    """What is set through /proc, which must be the job's own by now: takes root, and without it is for good."""
+    with suppress(PermissionError):  # without CAP_SYS_RESOURCE it cannot be lowered
+        cgroup.write(None, "/proc/self/oom_score_adj", "0")
+    # Unset, any process may set it once, and so write another user's name into the audit log.
+    with suppress(FileNotFoundError, PermissionError):  # a kernel without audit; one that keeps the starter's for good
+        cgroup.write(None, "/proc/self/loginuid", str(uid))
 
 
 def drop_privileges(uid: int) -> None:
@@ -39,7 +85,7 @@ def drop_privileges(uid: int) -> None:
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
     # After the uid: the new keyring is the job's own. Before the filter, which denies keyctl.
-    sc.new_session_keyring()
+    syscalls.new_session_keyring()
     # The kernel empties the ambient set with the inheritable one: capabilities(7).
     capng.capng_clear(capng.CAPNG_SELECT_CAPS)
     if capng.capng_apply(capng.CAPNG_SELECT_CAPS) != 0:
@@ -48,7 +94,7 @@ def drop_privileges(uid: int) -> None:
     prctl.set_dumpable(0)  # the init's memory is a copy of the helper's
     # After the change of uid, which clears it: prctl(2). Had the helper died before, the status pipe would tell.
     prctl.set_pdeathsig(signal.SIGKILL)
-    sc.set_seccomp_filter(FILTER)
+    syscalls.set_seccomp_filter(FILTER)
     _read_back(uid)
 
 

@@ -9,8 +9,7 @@ from enum import Enum
 from signal import SIGKILL, SIGTERM, pidfd_send_signal
 
 from helper import cgroup, spawn
-from helper.events import Events
-from helper.link import Link
+from helper.link import Events, Link
 from helper.policy import Refusal
 from helper.uids import Uids
 from helper.wire import Stage, Type

@@ -1,4 +1,4 @@
-"""The socket to the api: requests in, a bounded queue of replies and events out. Nothing in here waits."""
+"""What the one loop waits for, and the socket to the api: requests in, a bounded queue of replies and events out."""
 
 import errno
 import select
@@ -6,6 +6,7 @@ import socket
 import struct
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -25,8 +26,35 @@ def refuse_fds(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
 
+class Events:
+    """A poll set: fds, each with a callback, which gets the events that came for its fd, as poll(2) names them."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+
+    def watch(self, fd: int, wanted: int, callback: Callable[[int], None]) -> None:
+        """One that is watched already is watched for `wanted` from now on."""
+        self._poll.register(fd, wanted)
+        self._callbacks[fd] = callback
+
+    def unwatch(self, fd: int) -> None:
+        """Must come before the fd is closed. One that is not watched is no error."""
+        if self._callbacks.pop(fd, None):
+            self._poll.unregister(fd)
+
+    def wait(self, timeout_ms: int) -> None:
+        """Calls back for all that has come, or returns after the timeout."""
+        for fd, came in self._poll.poll(timeout_ms):
+            if fd in self._callbacks:  # not unwatched by one before it
+                self._callbacks[fd](came)
+
+
 class Link:
-    """Owns the socket. Once `ended` is set, the api is gone, and all that is left is to end every job."""
+    """Owns the socket; nothing in here waits.
+
+    Once `ended` is set, the api is gone, and all that is left is to end every job.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock, self.ended = sock, False
@@ -46,26 +74,22 @@ class Link:
         Among these may be the fd of the socket's other end. It would keep the socket open, and every job alive, after
         the last process that could speak for them has gone (S41). With nothing unread, EOF shows when there is one.
         """
-        if time.monotonic() - self._progress < STALL_S:
+        if len(self.queue) < MAX_QUEUE or time.monotonic() - self._progress < STALL_S:  # we may have been stopped
             return
         with suppress(BlockingIOError):
             self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             self.ended = True
 
     def on_event(self, came: int) -> Message | None:
-        """Sends and receives what can be: a request, if one has come."""
-        if len(self.queue) >= MAX_QUEUE and came & ~select.POLLOUT:
-            self.ended = True
-        elif came == select.POLLOUT:
-            self.flush()
-        else:
-            return self._receive()
-        return None
+        """Sends and receives what can be: a request, if one has come.
 
-    def _receive(self) -> Message | None:
-        """One datagram. No ancillary space is offered, so the kernel discards any fd that was passed."""
-        self.flush()
-        if self.ended:  # it went without its replies: nothing that it asked for matters any more
+        It is one datagram. No ancillary space is offered, so the kernel discards any fd that was passed.
+        """
+        self.ended |= len(self.queue) >= MAX_QUEUE and came != select.POLLOUT
+        if not self.ended:
+            self.flush()
+        # One that went without its replies: nothing that it asked for matters any more.
+        if self.ended or came == select.POLLOUT:
             return None
         try:
             datagram, _, flags, _ = self.sock.recvmsg(wire.MAX_MESSAGE + 1, 0, socket.MSG_DONTWAIT)

@@ -14,14 +14,12 @@ from enum import Enum
 from signal import pidfd_send_signal
 from typing import Any
 
-from helper import cgroup, spawn, wire
-from helper import syscalls as sc
-from helper.events import Events
+from helper import cgroup, spawn, syscalls, wire
 from helper.jobs import Job, Jobs, JobState
-from helper.link import Link
+from helper.link import Events, Link
 from helper.policy import CONTROLLERS, Policy, Refusal, limits_of
 from helper.uids import Uids
-from helper.wire import Message, Stage, Type, WireError
+from helper.wire import Stage, Type, WireError
 
 _TICK_MS = 250  # the pace of deadlines, and of a cgroup removal that met EBUSY
 _PATH_MAX = 4096  # with the NUL: limits.h
@@ -36,16 +34,7 @@ class State(Enum):
 # A later HELLO is a restarted api's: it is answered with the live jobs.
 PERMITTED: dict[State, tuple[Type, ...]] = {
     State.NEW: (Type.HELLO,),
-    State.READY: (
-        Type.HELLO,
-        Type.CHECK,
-        Type.START,
-        Type.CANCEL,
-        Type.SIGNAL,
-        Type.KILL,
-        Type.RELEASE,
-        Type.SHUTDOWN,
-    ),
+    State.READY: (Type.HELLO, Type.CHECK, Type.START, Type.CANCEL, Type.SIGNAL, Type.KILL, Type.RELEASE, Type.SHUTDOWN),
     State.ENDING: (),
 }
 
@@ -53,17 +42,17 @@ PERMITTED: dict[State, tuple[Type, ...]] = {
 class Monitor:
     """The loop and the handlers: the state of the connection, and what a START may have."""
 
-    def __init__(self, link: Link, policy: Policy, uids: Uids, base: cgroup.Base) -> None:
-        self.link, self.policy, self.uids, self.base = link, policy, uids, base
+    def __init__(self, link: Link, policy: Policy, uids: Uids, cgroup_root: str) -> None:
+        self.link, self.policy, self.uids, self.events = link, policy, uids, Events()
         self.state, self.next_handle = State.NEW, 1
-        self.events = Events()
-        self.jobs = Jobs(base, uids, self.events, link)
         self.starts: deque[float] = deque(maxlen=policy.starts_per_second)
         self.ends_at = float("inf")  # after SIGTERM
         written = {name: [bind.split(":")[0] for bind in view.writable] for name, view in policy.profiles.items()}
         roots = {name: policy.io_devices or [view.root, *written[name]] for name, view in policy.profiles.items()}
         self.disks = {name: cgroup.disks(paths) for name, paths in roots.items()}
-        self.events.watch(link.sock.fileno(), select.POLLIN, self._on_link)
+        # Must come last: no failure after it leaves a cgroup.
+        self.base = cgroup.Base(cgroup_root)
+        self.jobs = Jobs(self.base, uids, self.events, link)
 
     # The loop
 
@@ -76,7 +65,7 @@ class Monitor:
         self.events.watch(peer_fd, select.POLLIN, lambda _: self._end())
         try:
             while self.state is not State.ENDING:
-                self.events.change(self.link.sock.fileno(), self.link.wanted())
+                self.events.watch(self.link.sock.fileno(), self.link.wanted(), self._on_link)
                 self.events.wait(_TICK_MS)
                 self.jobs.turn()
                 self.link.check_progress()
@@ -96,10 +85,8 @@ class Monitor:
         self.ends_at = min(self.ends_at, time.monotonic() + self.policy.max_drain_seconds)
 
     def _on_link(self, came: int) -> None:
-        if self.state is not State.ENDING and (message := self.link.on_event(came)):
-            self._handle(message)
-
-    def _handle(self, message: Message) -> None:
+        if self.state is State.ENDING or not (message := self.link.on_event(came)):
+            return
         if message.type not in PERMITTED[self.state]:
             raise WireError(f"{message.type.name} in state {self.state.name}")
         handler: Callable[..., None] = getattr(self, f"_on_{message.type.name.lower()}")
@@ -161,7 +148,7 @@ class Monitor:
         pidfd = self.jobs.live(handle, JobState.RUNNING).fds["pidfd"]
         try:
             if signal in spawn.CARRIED:
-                sc.pidfd_queue_signal(pidfd, spawn.CARRIER, signal)
+                syscalls.pidfd_queue_signal(pidfd, spawn.CARRIER, signal)
             else:
                 pidfd_send_signal(pidfd, signal)
         except ProcessLookupError:  # just dead: EXITED is on its way

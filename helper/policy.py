@@ -16,7 +16,8 @@ from typing import Any
 
 from helper.wire import Stage
 
-BUILT_IN = os.path.join(os.path.dirname(os.path.realpath(__file__)), "policy.toml")
+_HERE = os.path.dirname(os.path.realpath(__file__))
+BUILT_IN = os.path.join(_HERE, "policy.toml")
 DEFAULT_PATH = "/etc/telehandler/policy.toml"
 CONTROLLERS = ("cpu", "memory", "io", "pids")
 _MAX_FILE = 16 * 1024  # bytes; what is in it fits in one message
@@ -36,6 +37,12 @@ class Policy(SimpleNamespace):
 
 class Profile(SimpleNamespace):
     """A view of the file system and the network: the keys of [profile.host] and its `profile_name`."""
+
+
+def data(name: str) -> dict[str, Any]:
+    """The tables of a TOML file beside this one. As code is, it is read before `trusted_code` has checked it."""
+    with open(os.path.join(_HERE, name), "rb") as file:
+        return tomllib.load(file)
 
 
 def _normal(path: Any) -> bool:
@@ -105,8 +112,7 @@ class _Source:
 def parse(path: str, text: str) -> Policy:
     """The built-in policy with `text` in it; `path` is for messages. Raises SetupError."""
     source = _Source(path, text)
-    with open(BUILT_IN, encoding="utf-8") as file:
-        top = source.merge(_Source(BUILT_IN, file.read(_MAX_FILE)).tables, source.tables, "")
+    top = source.merge(data("policy.toml"), source.tables, "")
     default, maximum = top["limits"]["default"], top["limits"]["maximum"]
     default["memory_high_bytes"] = default["memory_high_bytes"] or default["memory_bytes"]
     for key, value in default.items():
@@ -182,8 +188,7 @@ def trusted(path: str, seen: set[str]) -> None:
 
 def trusted_code(seen: set[str]) -> None:
     """Checks the interpreter, the helper's own files and every imported one the same way (S11)."""
-    here = os.path.dirname(BUILT_IN)
-    own = [os.path.join(here, name) for name in os.listdir(here)]
+    own = [os.path.join(_HERE, name) for name in os.listdir(_HERE)]
     files = [getattr(module, name, None) for module in [*sys.modules.values()] for name in ("__file__", "__cached__")]
     for path in [sys.executable, *own, *filter(None, files)]:
         if os.path.exists(path):

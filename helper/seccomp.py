@@ -7,12 +7,12 @@ linux/filter.h, asm/unistd_64.h.
 """
 
 import errno
-import os
 import struct
-import tomllib
 from typing import Any
 
-TABLE = os.path.join(os.path.dirname(os.path.realpath(__file__)), "seccomp.toml")
+from helper.policy import data
+
+TABLE = data("seccomp.toml")
 _SOCKET, _SOCKETPAIR, _CLONE3 = 41, 53, 435
 _TYPE_MASK = 0xFFFFFFFF & ~0x80800  # without SOCK_CLOEXEC and SOCK_NONBLOCK
 
@@ -65,22 +65,19 @@ def _arguments(tests: list[Any], error: int) -> bytes:
 
 def program() -> bytes:
     """The filter; the architecture is checked first, then whether the number is known."""
-    with open(TABLE, "rb") as file:
-        table = tomllib.load(file)
-    known = table["known"]
+    known = TABLE["known"]
     unknown = _fail(errno.ENOSYS)
-    filter_ = _op(_LOAD, _ARCH) + _op(_JEQ, _ARCH_X86_64, 1) + _op(_RETURN, _KILL_PROCESS)
-    filter_ += _op(_LOAD, _NUMBER)
+    filter_ = _op(_LOAD, _ARCH) + _op(_JEQ, _ARCH_X86_64, 1) + _op(_RETURN, _KILL_PROCESS) + _op(_LOAD, _NUMBER)
     # Past the last: x32 calls too, whose numbers have a high bit.
     filter_ += _when(_JGE, known[-1][1] + 1, unknown)
     for index in range(1, len(known)):  # between two ranges
         filter_ += _when(_JGE, known[index - 1][1] + 1, _op(_JGE, known[index][0], 1) + unknown)
     # Each of these rules returns, so the number is not needed again.
-    for number, tests, error, _ in table["arguments"].values():
+    for number, tests, error, _ in TABLE["arguments"].values():
         filter_ += _when(_JEQ, number, _arguments(tests, error))
     for number in (_SOCKET, _SOCKETPAIR):
-        filter_ += _when(_JEQ, number, _sockets(table["sockets"]))
+        filter_ += _when(_JEQ, number, _sockets(TABLE["sockets"]))
     filter_ += _when(_JEQ, _CLONE3, unknown)
-    for number, _ in table["denied"].values():
+    for number, _ in TABLE["denied"].values():
         filter_ += _when(_JEQ, number, _fail(errno.EPERM))
     return filter_ + _op(_RETURN, _ALLOW)

@@ -15,8 +15,7 @@ import struct
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
-from helper import attributes, confine, view
-from helper import syscalls as sc
+from helper import confine, syscalls, view
 from helper.policy import Profile
 from helper.wire import Stage
 
@@ -26,12 +25,11 @@ EXEC_NEXT = b"E"
 _PIPES = {"status": os.O_NONBLOCK, "result": os.O_NONBLOCK, "stdout": 0, "stderr": 0}
 _CHILD_FDS = ("stdin", "stdout", "stderr", "status", "result")  # as 0 to 4
 _STATUS_FD, _RESULT_FD = 3, 4
-_NAMESPACES = sc.CLONE_NEWNS | sc.CLONE_NEWPID | sc.CLONE_NEWUTS | sc.CLONE_NEWIPC
+_NAMESPACES = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC
 _ALL = signal.valid_signals()
 # Signals that an init cannot wait for, SIGSTOP and the two that libc keeps to itself, come as the value of another. So
 # does SIGCHLD, which by itself is about the init's own children.
 CARRIED, CARRIER = (signal.SIGSTOP, signal.SIGCHLD, 32, 33), signal.SIGRTMAX
-_SI_QUEUE = -1  # si_code of a signal with a value
 
 
 class Order(NamedTuple):
@@ -61,8 +59,8 @@ def spawn(order: Order, cgroup_fd: int) -> tuple[int, dict[str, int]]:
         if order.merge_stderr:
             os.dup2(childs["stdout"], childs["stderr"], inheritable=False)
         childs["stdin"] = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        network = 0 if order.profile.network == "host" else sc.CLONE_NEWNET
-        pid, ours["pidfd"] = sc.clone3(_NAMESPACES | network, cgroup_fd)
+        network = 0 if order.profile.network == "host" else syscalls.CLONE_NEWNET
+        pid, ours["pidfd"] = syscalls.clone3(_NAMESPACES | network, cgroup_fd)
         if pid == 0:
             _child(order, [childs[name] for name in _CHILD_FDS])
         return pid, ours
@@ -83,7 +81,7 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
         os.setsid()  # a signal to the helper's group (timeout, a terminal) is not for the job: its init passes on all
         _arrange_fds(fds)
         report_fd = _STATUS_FD
-        sc.unshare(sc.CLONE_NEWCGROUP)  # only now is the job's cgroup its root
+        syscalls.unshare(syscalls.CLONE_NEWCGROUP)  # only now is the job's cgroup its root
         os.umask(0o022)
         stage = Stage.MOUNT
         view.change_root(order.profile, order.limits)
@@ -93,11 +91,11 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
         if order.profile.network != "host":
             confine.set_up_network()
         stage = Stage.LIMIT
-        attributes.set_rlimits(order.limits)
+        confine.set_job_rlimits(order.limits)
         stage = Stage.PRIVILEGE
         # Must come before the privileges go, which they take.
-        attributes.set_scheduling()
-        attributes.set_proc_attributes(order.uid)
+        confine.set_scheduling()
+        confine.set_proc_attributes(order.uid)
         for fd in (1, 2):  # so that the job can open /dev/stdout and /dev/stderr
             os.fchown(fd, order.uid, order.uid)
         confine.drop_privileges(order.uid)
@@ -137,7 +135,7 @@ def _enter(directory: bytes) -> None:
 
 def _exec(order: Order) -> NoReturn:
     """Clean signals, then exec as given; PATH is the job's and is searched in its root."""
-    sc.default_signals()
+    syscalls.default_signals()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.write(_STATUS_FD, EXEC_NEXT)
     os.execvpe(order.argv[0], order.argv, dict(entry.split(b"=", 1) for entry in order.env))
@@ -149,7 +147,7 @@ def _init(main: int) -> NoReturn:
     while True:
         info = signal.sigwaitinfo(_ALL)
         if info.si_signo != signal.SIGCHLD:
-            carries = info.si_signo == CARRIER and info.si_code == _SI_QUEUE
+            carries = info.si_signo == CARRIER and info.si_code == syscalls.SI_QUEUE
             number = info.si_status if carries else info.si_signo  # the first is where siginfo_t has the value
             # What a terminal sends goes to the whole group, as from a terminal.
             with suppress(OSError):  # not yet its own group, or just dead; or the job sent us a value of its own

@@ -24,7 +24,7 @@ _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _KEYCTL_JOIN_SESSION_KEYRING = 22, 2, 1
 _SYS_SET_MEMPOLICY, _SYS_IOPRIO_SET = 238, 251
 _SYS_RT_SIGACTION, _SYS_PIVOT_ROOT, _SYS_KEYCTL, _SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 13, 155, 250, 428, 429
 _SYS_PIDFD_SEND_SIGNAL, _SYS_CLONE3, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 424, 435, 437, 442
-_SI_QUEUE, _SIGINFO_BYTES = -1, 128
+SI_QUEUE, _SIGINFO_BYTES = -1, 128  # the first: si_code of a signal with a value
 
 # PyDLL keeps the GIL: clone3 must return in the child with the interpreter's locks as they were.
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -109,7 +109,7 @@ def new_session_keyring() -> None:
 def pidfd_queue_signal(pidfd: int, number: int, value: int) -> None:
     """Sends a signal with a value, as sigqueue(3) does. See pidfd_send_signal(2)."""
     # Of siginfo_t: si_signo, si_errno, si_code, padding, si_pid, si_uid, si_value.
-    info = struct.pack("=iiiiiIQ", number, 0, _SI_QUEUE, 0, 0, 0, value).ljust(_SIGINFO_BYTES, b"\0")
+    info = struct.pack("=iiiiiIQ", number, 0, SI_QUEUE, 0, 0, 0, value).ljust(_SIGINFO_BYTES, b"\0")
     _check(_libc.syscall(_SYS_PIDFD_SEND_SIGNAL, pidfd, number, info, 0), "pidfd_send_signal")
 
 

@@ -11,25 +11,16 @@ import stat
 from contextlib import suppress
 
 from helper import syscalls as sc
-from helper.policy import Profile
+from helper.policy import Profile, data
 
 HOSTNAME = "sandbox"
 _SAFE, _DEV = sc.MS_NOSUID | sc.MS_NODEV, sc.MS_NOSUID | sc.MS_NOEXEC
 _NOTHING = _SAFE | sc.MS_NOEXEC
 _EMPTY = "size=4k,nr_inodes=1,mode=0555"
-_DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
-_LINKS = "ptmx pts/ptmx fd /proc/self/fd stdin /proc/self/fd/0 stdout /proc/self/fd/1 stderr /proc/self/fd/2".split()
+_TABLES = data("view.toml")
 # Terminals of a job. All jobs together have those that kernel.pty.max leaves beside kernel.pty.reserve, the host's own.
 _PTYS = 32
 _INODE_BYTES = 4096  # of a file system in memory, one file for each: inodes are the job's memory too
-# Of /proc: what tells about or steers the host, although most of it needs a privilege the job lacks.
-_MASKED = "kcore keys key-users kallsyms kmsg latency_stats timer_list sched_debug sysrq-trigger config.gz".split()
-_MASKED += "vmallocinfo acpi asound scsi fs bus irq".split()
-# What of the host's is replaced as a whole.
-_REPLACED = ("/proc", "/sys", "/dev", "/tmp", "/var/tmp", "/run")
-# Types of file systems that show or steer the host's kernel, wherever the host has one: a chroot has its own /proc.
-_KERNELS = "proc sysfs devtmpfs devpts mqueue cgroup cgroup2 debugfs tracefs securityfs configfs pstore bpf".split()
-_KERNELS += "efivarfs fusectl binfmt_misc hugetlbfs selinuxfs smackfs rpc_pipefs nfsd resctrl nsfs xenfs".split()
 _HOSTS = f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {HOSTNAME}\n".encode()
 _MAX_TEXT = 1 << 20  # bytes of the host's resolv.conf or hosts
 
@@ -62,13 +53,13 @@ def change_root(profile: Profile, limits: dict[str, int]) -> None:
     os.chdir("/")
     _replace_proc()
     # What is covered below goes as well: the table of mounts tells a job nothing of it.
-    _detach_mounts("/", (*_REPLACED, *profile.hidden), host_shm)
+    _detach_mounts("/", (*_TABLES["replaced"], *profile.hidden), host_shm)
     _put_names(names)
     tmp, shm = (_size(limits[name]) for name in ("tmp_bytes", "shm_bytes"))
-    for source, target, kind, flags, data in MOUNTS:
-        sc.mount(source, target, kind, flags, data.format(tmp=tmp))
+    for source, target, kind, flags, options in MOUNTS:
+        sc.mount(source, target, kind, flags, options.format(tmp=tmp))
     _fill_dev(shm)
-    for name in _MASKED:
+    for name in _TABLES["masked"]:
         _hide(f"/proc/{name}")
     sc.mount("/proc/sys", "/proc/sys", None, sc.MS_BIND)
     sc.mount(None, "/proc/sys", None, sc.MS_REMOUNT | sc.MS_BIND | sc.MS_RDONLY | _NOTHING)
@@ -113,7 +104,7 @@ def _device_of_shm() -> str:
 
 def _is_back_door(kind: str, device: str, point: str, host_shm: str) -> bool:
     """Whether a mount of the host's shows its processes, devices, kernel or shared memory."""
-    return kind in _KERNELS or (kind == "tmpfs" and (device == host_shm or point.endswith("/shm")))
+    return kind in _TABLES["kernels"] or (kind == "tmpfs" and (device == host_shm or point.endswith("/shm")))
 
 
 def _detach_mounts(below: str, covered: tuple[str, ...], host_shm: str) -> None:
@@ -191,12 +182,7 @@ def _put_names(names: dict[str, bytes]) -> None:
         source = f"/tmp/{os.path.basename(path)}"
         with open(source, "xb") as file:
             file.write(text)
-        source_fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
-        tree_fd = sc.open_tree(source_fd)
-        sc.mount_setattr(tree_fd, _NOTHING | sc.MS_RDONLY)
-        sc.move_mount(tree_fd, target_fd)
-        for fd in (target_fd, source_fd, tree_fd):
-            os.close(fd)
+        sc.move_mount(_detached(source, _NOTHING | sc.MS_RDONLY), target_fd)
     sc.umount2("/tmp", sc.MNT_DETACH)
 
 
@@ -205,10 +191,10 @@ def _size(size: int) -> str:
 
 
 def _fill_dev(shm: str) -> None:
-    for name, (major, minor) in _DEVICES.items():
+    for name, (major, minor) in _TABLES["devices"].items():
         os.mknod(f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
         os.chmod(f"/dev/{name}", 0o666)  # mknod minds the umask
-    for name, target in zip(_LINKS[::2], _LINKS[1::2], strict=True):
+    for name, target in _TABLES["links"].items():
         os.symlink(target, f"/dev/{name}")
     for name in ("pts", "shm"):
         os.mkdir(f"/dev/{name}")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from helper import wire
 from helper.wire import Message, Type
 from telehandler.common.bounds import COMMAND_TOO_LONG
-from telehandler.common.errors import Exhausted, HelperRefused, HelperUnavailable, TelehandlerError
+from telehandler.common.errors import Exhausted, HelperRefused, HelperUnavailable, ServerEnding, TelehandlerError
 from telehandler.common.fds import close_all, receive
 
 REPLY_TIMEOUT_S = 30.0
@@ -74,6 +74,7 @@ class HelperLink:
         self._adopted: list[tuple[bytes, LiveJob]] = []
         self._arrived = asyncio.Event()  # another ADOPT, or the end
         self._starting: set[int] = set()  # the request ids of STARTs that wait for their answer
+        self._no_more_starts = False
         self._hello_id = -1
         self._greeted = self.closed = False
         self.max_jobs = 0  # of the policy, once it is greeted
@@ -123,14 +124,17 @@ class HelperLink:
         self._exits.pop(handle, None)
 
     async def start(self, spec: JobSpec) -> LiveJob:
-        """A running job. Raises HelperRefused with the stage that failed; Unreceived."""
+        """A running job. Raises HelperRefused with the stage that failed; Unreceived; ServerEnding."""
+        if self._no_more_starts:
+            raise ServerEnding("the server is ending, and starts no more jobs: try again when it is back")
         message, fds = await self._call(Type.START, **spec.fields())
         if not fds:
             raise Unreceived(message.fields["handle"])
         return LiveJob(message.fields["handle"], message.fields["uid"], *fds)
 
     async def cancel_starts(self) -> None:
-        """Ends every start that is under way: it fails as one that the helper refused, unless it has just succeeded."""
+        """No more starts. One that is under way fails as if the helper had refused it, unless it has just succeeded."""
+        self._no_more_starts = True
         for request_id in list(self._starting):
             with contextlib.suppress(HelperRefused, HelperUnavailable):
                 await self._call(Type.CANCEL, start_id=request_id)

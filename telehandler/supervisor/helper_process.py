@@ -105,9 +105,12 @@ class Helpers:
         first is tried again here, while this process still is who it was started as.
         """
         if self._running:
-            self._attempt()
-        else:
+            return self._attempt()
+        try:
             _with_patience(self._attempt)
+        except HelperUnavailable:
+            self.link.close()
+            raise
 
     def _attempt(self) -> None:
         ours = self._next_of_keeper() if self._by_keeper else self._next()

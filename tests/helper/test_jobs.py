@@ -117,9 +117,9 @@ def test_a_small_range_of_uids_is_used_again_but_never_shared(place: Path) -> No
 
 
 @pytest.mark.parametrize("how", ["eof", "term"])
-def test_its_end_is_the_end_of_all_jobs(policy: Path, how: str) -> None:
+def test_its_end_is_the_end_of_all_jobs(place: Path, how: str) -> None:
     mark = "3.7416573"
-    with Helper(policy) as helper:
+    with Helper(write_policy(place, "soon", policy_text("max_drain_seconds = 1\n"))) as helper:
         for _ in range(5):
             helper.start("sh", "-c", f"trap '' TERM; setsid sleep {mark} & while :; do sleep {mark}; done")
         wait_until("ten sleep", lambda: len(processes_with(mark)) >= 10)

@@ -82,7 +82,7 @@ def test_numbers_have_a_least_and_a_most(key: str) -> None:
 def test_a_default_that_is_made_of_another_is_0_or_more() -> None:
     """memory_high_bytes 0: whatever goes with memory_bytes."""
     assert _parsed("[limits.default]\nmemory_high_bytes = 0\n").default == _parsed("").default
-    assert _parsed("[limits.default]\nmemory_bytes = 400\n").default["memory_high_bytes"] == 300
+    assert _parsed("[limits.default]\nmemory_bytes = 400\n").default["memory_high_bytes"] == 400
     assert _parsed("[limits.default]\nmemory_high_bytes = 5\n").default["memory_high_bytes"] == 5
     _refused("[limits.default]\nmemory_high_bytes = -1\n", "memory_high_bytes must be a number of 0 or more")
 

@@ -1,12 +1,10 @@
 """The end of the helper is certain: nothing in its socket, and nobody who holds the other end, keeps it alive (S41)."""
 
 import array
-import ctypes
 import fcntl
 import os
 import signal
 import socket
-import stat
 import struct
 import subprocess
 import sys
@@ -22,7 +20,7 @@ from support.checkout import ROOT
 from support.helper_copy import helper_copy
 from support.helper_driver import TAG, Helper
 from support.helper_startup import helper_command
-from support.processes import alive, live_processes_with
+from support.processes import alive, copies_of_unix_sockets, live_processes_with
 from support.servers import Server
 from support.wait import DEADLINE_S, wait_until
 
@@ -30,8 +28,6 @@ from helper import wire
 from helper.wire import Type
 
 pytestmark = pytest.mark.usefixtures("as_root")
-_SYS_PIDFD_GETFD = 438
-_libc = ctypes.CDLL(None, use_errno=True)
 # Started by a process of its own, which gives our end of the socket away and ends.
 _MAKER = """
 import os, socket, subprocess, sys
@@ -171,32 +167,14 @@ def test_s41_a_server_that_is_killed_leaves_no_helper_whoever_has_its_socket(
     """As an api that was taken over might have given it away; here it is taken from the api."""
     server = make_server()
     pids = server.children()
-    held = _sockets_of(pids["api"])
-    try:
+    (held,) = copies_of_unix_sockets(pids["api"])
+    with held:
         server.detach("sleep", "4.358898")
         assert server.process is not None
         server.process.kill()
         os.kill(pids["api"], signal.SIGKILL)
         wait_until("both have ended", lambda: not alive(pids["keeper"]) and not alive(pids["helper"]), 30)
         assert not live_processes_with("4.358898")
-    finally:
-        for fd in held:
-            os.close(fd)
-
-
-def _sockets_of(pid: int) -> list[int]:
-    """Copies of another process's sockets: pidfd_getfd(2)."""
-    pidfd = os.pidfd_open(pid)
-    copies = []
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        copy = _libc.syscall(_SYS_PIDFD_GETFD, pidfd, int(name), 0)
-        if copy >= 0 and stat.S_ISSOCK(os.fstat(copy).st_mode):
-            copies.append(copy)
-        elif copy >= 0:
-            os.close(copy)
-    os.close(pidfd)
-    assert copies
-    return copies
 
 
 def test_s41_no_fd_can_be_sent_where_the_kernel_can_refuse(policy: Path) -> None:

@@ -111,14 +111,14 @@ def test_s50_a_start_that_hangs_does_not_hold_up_the_servers_end(
 ) -> None:
     server = make_server(policy=hanging)
     assert server.process is not None
-    command = server.client_command("run", "--", PROGRAM)
+    command = server.client_command("run", "-w", "/", "--", PROGRAM)
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as client:
         cgroup = cgroup_root() / f"telehandler.{server.children()['helper']}"
         wait_until("it hangs", lambda: len(_processes(cgroup)) == 2)
         server.process.terminate()
         assert client.stderr is not None
         said = client.stderr.read()
-        assert client.wait(60) == 126
+        assert client.wait(60) in (125, 126)  # by whether exec had begun
         assert b"the start was ended before the command ran: it was cancelled" in said
     assert server.process.wait(30) == 0
     assert "killed" not in server.log_text()

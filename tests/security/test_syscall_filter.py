@@ -3,7 +3,6 @@
 import errno
 import struct
 import subprocess
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from helper import seccomp
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 X86_64, I386 = 0xC000003E, 0x40000003
 PROGRAM = list(struct.iter_unpack("<HBBI", seccomp.program()))
-TABLE = tomllib.loads(Path(seccomp.TABLE).read_text())
+TABLE = seccomp.TABLE
 # What must be in the table, whatever else is.
 DANGEROUS = (
     "ptrace process_vm_readv process_vm_writev kcmp pidfd_getfd process_madvise mount umount2 pivot_root chroot "
@@ -87,23 +86,20 @@ def test_s47_a_number_that_the_table_does_not_know_fails_with_enosys() -> None:
     assert verdict(39, arch=I386) == verdict(39, arch=0) == KILL
 
 
-def test_s47_a_call_that_this_kernel_has_is_gone_when_the_table_does_not_know_it(tmp_path: Path) -> None:
+def test_s47_a_call_that_this_kernel_has_is_gone_when_the_table_does_not_know_it() -> None:
     """The kernel's own word: faccessat2, 439, on a table that ends before it."""
-    table = tmp_path / "table.toml"
-    text = Path(seccomp.TABLE).read_text()
     code = """
 import ctypes, sys
 sys.path.insert(0, sys.argv[1])
 from helper import seccomp, syscalls
-seccomp.TABLE = sys.argv[2]
+seccomp.TABLE["known"][1][1] = int(sys.argv[2])
 libc = ctypes.CDLL(None, use_errno=True)
 libc.prctl(38, 1, 0, 0, 0)
 syscalls.set_seccomp_filter(seccomp.program())
 print(libc.syscall(439, -100, b"/", 0, 0), ctypes.get_errno(), libc.syscall(39) > 0)
 """
     for last, wanted in ((438, f"-1 {errno.ENOSYS} True"), (439, "0 0 True")):
-        table.write_text(text.replace("[424, 469]", f"[424, {last}]"))
-        command = ["/usr/bin/python3", "-I", "-S", "-c", code, str(ROOT), str(table)]
+        command = ["/usr/bin/python3", "-I", "-S", "-c", code, str(ROOT), str(last)]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == wanted
 
 

@@ -1,10 +1,15 @@
 """Which processes there are, by /proc."""
 
+import ctypes
 import os
 import signal
+import socket
+import stat
 from pathlib import Path
 
 from support.wait import wait_until
+
+_SYS_PIDFD_GETFD = 438
 
 
 def descendants(pid: int) -> list[int]:
@@ -49,3 +54,23 @@ def processes_with(text: str) -> list[int]:
         except OSError:
             pass  # it has just ended
     return found
+
+
+def copies_of_unix_sockets(pid: int) -> list[socket.socket]:
+    """Copies of another process's AF_UNIX sockets, but for its fd 0: pidfd_getfd(2)."""
+    libc, pidfd = ctypes.CDLL(None, use_errno=True), os.pidfd_open(pid)
+    copies = []
+    for name in sorted(os.listdir(f"/proc/{pid}/fd")):
+        fd = libc.syscall(_SYS_PIDFD_GETFD, pidfd, int(name), 0)
+        if fd < 0:
+            continue  # closed meanwhile
+        if name != "0" and stat.S_ISSOCK(os.fstat(fd).st_mode):
+            copy = socket.socket(fileno=fd)
+            if copy.family == socket.AF_UNIX and copy.type == socket.SOCK_SEQPACKET:
+                copies.append(copy)
+            else:
+                copy.close()
+        else:
+            os.close(fd)
+    os.close(pidfd)
+    return copies

@@ -55,7 +55,7 @@ def main() -> int:
         for number in range(1, rounds + 1):
             failures = start_together(place, place / "ssl", policy, servers=3, locals_=10)
             failed += bool(failures)
-            for failure in failures:
+            for failure in failures or ["all started"]:
                 print(f"round {number}: {failure}", flush=True)
     print(f"{rounds} rounds, {failed} with a failure, {time.monotonic() - began:.0f} s")
     return bool(failed)
