@@ -87,6 +87,11 @@ def verdict(target: Target) -> dict[str, str]:
     return found
 
 
+def _figure(value: str) -> int:
+    """Of a row that may be marked as not enforced."""
+    return int(value.split()[0])
+
+
 def controllers(rows: dict[str, str]) -> Finding:
     missing = [name for name, file in CONTROLLERS.items() if file not in rows]
     remedy = "give cgroup v2 these controllers (boot with systemd.unified_cgroup_hierarchy=1), or live without limits"
@@ -96,7 +101,7 @@ def controllers(rows: dict[str, str]) -> Finding:
 
 def _open_files(rows: dict[str, str]) -> Iterator[Finding]:
     """The one pool of the machine that nothing but a job's limits bounds: docs/security.md."""
-    pool, job = int(Path("/proc/sys/fs/file-max").read_text()), int(rows["pids"]) * int(rows["open_files"])
+    pool, job = int(Path("/proc/sys/fs/file-max").read_text()), _figure(rows["pids"]) * _figure(rows["open_files"])
     if pool < 2 * job:
         text = f"an ordinary job may open {job} files, and the machine has {pool} for all users but root"
         yield Finding("files", None, f"{text}: sysctl fs.file-max={1 << 62}, as systemd does, or lower limits.default")
