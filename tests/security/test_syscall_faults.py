@@ -133,11 +133,13 @@ def _traced_helper(policy: Path) -> Iterator[TracedHelper]:
 @pytest.mark.parametrize("role", ROLES)
 def test_s34_a_fault_at_any_system_call_of_a_start_leaves_nothing(policy: Path, role: str, error: int) -> None:
     with _traced_helper(policy) as traced:
-        traced.start()  # the first one asks for memory that the next ones find
-        clean = traced.start()
-        assert clean
-        assert "end" in clean
-        calls = traced.tracer.calls[role]
+        seen_calls = []
+        for _ in range(4):  # some starts ask for memory, or wait once more, where others do not
+            clean = traced.start()
+            assert clean
+            assert "end" in clean
+            seen_calls.append(traced.tracer.calls[role])
+        calls = min(seen_calls, key=len)
     index, failed = 0, 0
     while index < len(calls):
         with _traced_helper(policy) as traced:
