@@ -68,13 +68,16 @@ class Service:
             grpc.method_handlers_generic_handler(ORIGINAL_SERVICE, original),
         ]
 
-    async def start_job(self, request: pb.StartJobRequest, caller: Caller, context: Context) -> pb.JobResponse:
+    async def start_job(
+        self, request: pb.StartJobRequest, caller: Caller, context: Context, merge_stderr: bool = False
+    ) -> pb.JobResponse:
         owner = request.parent.removeprefix("users/") or caller.name
         if request.parent and not request.parent.startswith("users/"):
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the parent must be users/{user}, or empty")
         if owner != caller.name:
             raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "a job's parent must be its caller")
         wanted = validation.start_request(request, owner)
+        wanted = wanted._replace(merge_stderr=wanted.merge_stderr or merge_stderr)
         if request.validate_only:
             rows = await self._jobs.check(wanted)
             return pb.JobResponse(sandbox=rows, unenforced_limits=limits.without_file(rows))
@@ -84,9 +87,8 @@ class Service:
         return answer
 
     async def start_merged(self, request: pb.StartJobRequest, caller: Caller, context: Context) -> pb.JobResponse:
-        """The original's: its jobs have one pipe for both streams."""
-        request.merge_stderr = True
-        return await self.start_job(request, caller, context)
+        """The original's: its jobs have one pipe for both streams. A request id is the same under both services."""
+        return await self.start_job(request, caller, context, merge_stderr=True)
 
     async def stop_job(self, request: pb.StopJobRequest, caller: Caller, context: Context) -> Empty:
         job = self._find(request.name, caller)

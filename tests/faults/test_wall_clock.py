@@ -18,6 +18,7 @@ WALL_CLOCK = {
     "telehandler/check/machine.py certificates": "how long a certificate is good",
     "telehandler/api/tls.py _check": "whether a certificate is good",
     "telehandler/api/auth.py caller_of": "the same",
+    "telehandler/client/diagnosis.py _of_our_certificate": "the same, of the user's own",
     "telehandler/certs/authority.py _check": "the same",
     "telehandler/certs/authority.py _builder": "from when a certificate is good",
 }

@@ -47,7 +47,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mutants", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("files", nargs="*", help=f"of: {' '.join(SUITES)}; all without")
-    parser.add_argument("--named", action="store_true", help="the mutants of tests/mutants/named.toml instead")
+    parser.add_argument("--named", action="store_true", help="the mutants of named.toml instead; takes properties too")
     parser.add_argument("--sample", type=int, default=0, help="so many of all, by chance")
     parser.add_argument("--seed", type=int, default=1, help="of that chance")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at once")
@@ -91,7 +91,7 @@ class Run:
 
     def run_named(self, files: list[str]) -> int:
         """How many of the mutants of named.toml their tests did not notice."""
-        chosen = [one for one in named.mutants() if not files or one.file in files]
+        chosen = [one for one in named.mutants() if not files or {one.file, one.property} & {*files}]
         bad = 0
         for one, outcome in zip(chosen, self._workers.map(self._one_named, chosen), strict=True):
             # By a test that failed, or by none that ended: not by one that could not be run.

@@ -22,6 +22,7 @@ _ENTER_CGROUP = 'echo 0 >"$4/cgroup.procs"; exec unshare --cgroup -- sh -euc "$I
 _INSIDE_CGROUP = 'echo 0 >"$4/tests/cgroup.procs"; exec unshare --mount --uts --ipc --pid --fork --kill-child=KILL '
 _INSIDE_CGROUP += '--mount-proc -- sh -euc "$INSIDE_ALL" sh "$@"'
 # A mutant that leaves out MS_PRIVATE, or the new mount namespace, changes this namespace and no other.
+# The shell stays, as the init that reaps what a helper leaves at its end: a dead job that nobody reaps keeps its uid.
 _INSIDE_ALL = """
 mount --bind "$1/.venv" "$2/.venv"
 mount --rbind "$2" "$1"
@@ -30,7 +31,8 @@ umount --lazy "$3"
 mount -t cgroup2 none "$3"
 cd "$1"
 shift 4
-exec "$@"
+"$@"
+exit 0
 """
 _MADE = (".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
 

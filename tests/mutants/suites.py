@@ -28,7 +28,11 @@ SUITES = {
         f"{_SECURITY}/test_trusted_files.py::test_s11_cached_bytecode_is_code",
         f"{_SECURITY}/test_trusted_files.py::test_s11_a_policy_that_is_not_roots_alone_does_not_start",
     ],
-    "helper/seccomp.py": [f"{_SECURITY}/test_seccomp_filter.py", f"{_SECURITY}/test_sandbox_probe.py"],
+    "helper/seccomp.py": [
+        f"{_SECURITY}/test_syscall_filter.py",
+        f"{_SECURITY}/test_seccomp_filter.py",
+        f"{_SECURITY}/test_sandbox_probe.py",
+    ],
     "helper/__main__.py": [
         f"{_SECURITY}/test_log_lines.py",
         f"{_SECURITY}/test_inherited_state.py",

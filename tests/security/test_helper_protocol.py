@@ -3,9 +3,11 @@
 import array
 import ast
 import errno
+import os
 import random
 import socket
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ from typing import Any
 import pytest
 from support.checkout import ROOT
 from support.helper_driver import ENV, TAG, VIOLATION, Helper
+from support.helper_startup import helper_command
 from support.process_usage import process_usage, rss_bytes
 from support.processes import live_processes_with
+from support.wait import DEADLINE_S
 
 from helper import wire
 from helper.wire import Type
@@ -144,8 +148,27 @@ def test_an_empty_datagram_ends_it_like_eof(policy: Path) -> None:
         assert not helper.cgroup.exists()
 
 
+def test_s3_fds_that_came_before_the_helper_are_discarded(policy: Path) -> None:
+    """They are in its socket before it can refuse any, whatever the kernel."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        reader, writer = os.pipe()
+        ours.sendmsg([wire.pack(Type.HELLO, 1)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [writer]))])
+        os.close(writer)
+        with subprocess.Popen(helper_command(ROOT, policy), stdin=theirs.fileno(), cwd="/") as process:
+            try:
+                ours.settimeout(DEADLINE_S)
+                assert ours.recv(wire.MAX_MESSAGE)[5] == Type.WELCOME
+                os.set_blocking(reader, False)
+                assert os.read(reader, 1) == b""  # nobody has the other end
+            finally:
+                ours.close()
+                os.close(reader)
+        assert process.returncode == 0
+
+
 def test_s3_fds_that_are_passed_are_discarded_and_nothing_grows(policy: Path) -> None:
-    """Sent to it before it can refuse them, or by a kernel that cannot."""
+    """Where the kernel refuses them, they never come."""
     passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))]
     request = wire.pack(Type.KILL, 1, handle=99)
 

@@ -35,11 +35,22 @@ def _output(**fields: Any) -> bytes:
 
 WINDOW = b"\x28\xb5\x2f\xfd\x00\xa0" + (9).to_bytes(3, "little") + b"x"  # no size, a window of a gigabyte
 
+
+def _frame_of_runs(size: int) -> bytes:
+    """No size, a window of 128 KiB, and blocks of four bytes that are as much each: it unpacks to zeros."""
+    block = 128 << 10
+    blocks = [
+        (block << 3 | 1 << 1 | (at + block >= size)).to_bytes(3, "little") + b"\0" for at in range(0, size, block)
+    ]
+    return b"\x28\xb5\x2f\xfd\x00\x38" + b"".join(blocks)
+
+
 BAD_OUTPUT = {
     "zstd states gigabytes": _output(zstd=_frame_that_states(BOMB), length=1),
     "and so does the message": _output(zstd=_frame_that_states(BOMB), length=BOMB),
     "zstd that unpacks to more": _output(zstd=zstandard.ZstdCompressor().compress(bytes(100 << 20)), length=10),
     "no size, gigabytes as its window": _output(zstd=WINDOW, length=1),
+    "no size, and what it unpacks to is too long": _output(zstd=_frame_of_runs(32 << 20), length=32 << 20),
     "no zstd": _output(zstd=b"nothing of the kind", length=10),
     "zstd that is shorter": _output(zstd=zstandard.ZstdCompressor().compress(b"abc"), length=5),
     "stream 0": _output(stream=0, data=b"x"),

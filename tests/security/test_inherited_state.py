@@ -2,11 +2,13 @@
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.checkout import ROOT
 from support.helper_driver import Helper
 from support.servers import Server
 
@@ -44,7 +46,11 @@ def test_s22_the_umask_is_022_whatever_the_starters(policy: Path, umask: int) ->
 
 def test_s11_bytecode_is_nobody_elses_to_write_whatever_the_starters_umask(make_server: ServerFactory) -> None:
     """Python writes the helper's bytecode before a line of the helper runs: its umask must be right from the start."""
+    bytecode = ROOT / "helper" / "__pycache__"
+    shutil.rmtree(bytecode, ignore_errors=True)
     server = make_server(umask=0)
+    for path in (bytecode, *bytecode.glob("*.pyc")):
+        assert path.stat().st_mode & 0o022 == 0, path
     for name in ("keeper", "helper"):
         status = Path(f"/proc/{server.children()[name]}/status").read_text()
         assert int(status.split("Umask:")[1].split()[0], 8) & 0o022 == 0o022

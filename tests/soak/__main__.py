@@ -30,6 +30,7 @@ _ASK_S = observer.SETTLE_S * 2
 _SHOWN = 20  # violations
 _SAID = (
     "listening on",
+    "limits that the controllers",  # are not in force on a machine without them
     "the api died (status -9); starting it again",
     "the root helper has died, and its jobs with it",
     "a new root helper runs",

@@ -7,7 +7,9 @@ from pathlib import Path
 from support.cgroups import missing_controllers
 
 _RANGE = 16
-_ranges = count(2_000_000_000 + os.getpid() % 30_000 * 4096, _RANGE)
+# A pid is one of its namespace; uids, and the file that helpers lock them in, are all of the machine's.
+_process = os.getpid() + os.stat("/proc/self/ns/pid").st_ino
+_ranges = count(2_000_000_000 + _process % 30_000 * 4096, _RANGE)
 
 
 def policy_text(extra: str = "") -> str:
