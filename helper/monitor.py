@@ -43,9 +43,8 @@ class Monitor:
     """The loop and the handlers: the state of the connection, and what a START may have."""
 
     def __init__(self, link: Link, policy: Policy, uids: Uids, cgroup_root: str) -> None:
-        self.link, self.policy, self.uids = link, policy, uids
+        self.link, self.policy, self.uids, self.events = link, policy, uids, Events()
         self.state, self.next_handle = State.NEW, 1
-        self.events = Events()
         self.starts: deque[float] = deque(maxlen=policy.starts_per_second)
         self.ends_at = float("inf")  # after SIGTERM
         written = {name: [bind.split(":")[0] for bind in view.writable] for name, view in policy.profiles.items()}

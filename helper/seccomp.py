@@ -58,18 +58,16 @@ def _sockets(families: dict[str, Any]) -> bytes:
 
 def _arguments(tests: list[Any], error: int) -> bytes:
     """Denies a call whose arguments pass all `tests`; else allows it."""
-    deny = [
-        _load_argument(index) + _one_of(_JUMPS[test], values, _op(_RETURN, _ALLOW)) for index, test, values in tests
-    ]
-    return b"".join(deny) + _fail(error)
+    allow = _op(_RETURN, _ALLOW)
+    rules = [_load_argument(index) + _one_of(_JUMPS[test], values, allow) for index, test, values in tests]
+    return b"".join(rules) + _fail(error)
 
 
 def program() -> bytes:
     """The filter; the architecture is checked first, then whether the number is known."""
     known = TABLE["known"]
     unknown = _fail(errno.ENOSYS)
-    filter_ = _op(_LOAD, _ARCH) + _op(_JEQ, _ARCH_X86_64, 1) + _op(_RETURN, _KILL_PROCESS)
-    filter_ += _op(_LOAD, _NUMBER)
+    filter_ = _op(_LOAD, _ARCH) + _op(_JEQ, _ARCH_X86_64, 1) + _op(_RETURN, _KILL_PROCESS) + _op(_LOAD, _NUMBER)
     # Past the last: x32 calls too, whose numbers have a high bit.
     filter_ += _when(_JGE, known[-1][1] + 1, unknown)
     for index in range(1, len(known)):  # between two ranges
