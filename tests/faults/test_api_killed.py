@@ -167,6 +167,7 @@ def test_r1_an_end_that_was_recorded_and_not_released_stays(make_server: Callabl
     name = server.detach("sh", "-c", "echo kept; sleep 0.2; exit 3")
     assert server.client("wait", name).returncode == 3
     other = server.detach("sh", "-c", "echo up; exec sleep 1000")
+    wait_until("its output is kept", lambda: server.job_status(other)["stdout_bytes"] == len("up\n"))
     # What such an api leaves: the record of a job that the helper still has says that it has ended.
     assert server.process is not None
     server.process.send_signal(signal.SIGSTOP)  # the supervisor: it starts no new api yet

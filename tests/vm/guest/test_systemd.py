@@ -38,7 +38,7 @@ def test_at_the_root_of_the_tree_limits_survive_what_systemd_does(policy: Path) 
         for unit in ("passing-1", "passing-2"):
             properties = ["-p", "CPUWeight=50", "-p", "IOWeight=50", "-p", "TasksMax=9"]
             subprocess.run(["systemd-run", "--scope", "--unit", unit, *properties, "true"], check=True)
-        assert (cgroup_file(job, "pids.max"), cgroup_file(job, "cpu.max")) == ("21", "30000 100000")
+        assert (cgroup_file(job, "pids.max"), cgroup_file(job, "cpu.max")) == ("22", "30000 100000")
         assert end(helper, job)["killed"] == 1
 
 
