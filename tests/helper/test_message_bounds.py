@@ -79,7 +79,7 @@ def test_sigstop_stops_the_job_and_not_its_init(policy: Path) -> None:
         for _ in range(2):
             assert helper.request(Type.SIGNAL, handle=job.handle, signal=signal.SIGSTOP).type is Type.DONE
             wait_until("it has stopped", lambda: _state(main) == "T")
-            assert _state(init) == "S"
+            wait_until("its init waits, and has not stopped", lambda: _state(init) == "S")
             assert helper.request(Type.SIGNAL, handle=job.handle, signal=signal.SIGCONT).type is Type.DONE
             assert read_line(job.stdout) == b"continued\n"
         helper.request(Type.SIGNAL, handle=job.handle, signal=signal.SIGSTOP)
