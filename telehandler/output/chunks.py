@@ -90,7 +90,6 @@ class Chunks:
         self.watchers = self._most = 0
         self.connections = 0  # at least: a crowd connects before each of it is a watcher
         self._own_fds = capacity.lowest_fd()
-        self._size, self._sized_for = CHUNK_BYTES, 0
 
     def join(self, jobs: int) -> None:
         """One more watcher, who calls `leave`. `jobs`: how many run, whose fds are no connections."""
@@ -120,18 +119,12 @@ class Chunks:
             size //= 2
         return size
 
-    def _whole_bytes(self) -> int:
-        """As `chunk_bytes`, computed when the number of watchers has changed: it is asked for with every chunk."""
-        if self._sized_for != self.watchers:
-            self._size, self._sized_for = self.chunk_bytes(), self.watchers
-        return self._size
-
     def cache_bytes(self) -> int:
         return max(_LEAST_CACHE_BYTES, CACHE_BYTES - self._beyond_a_crowd * _LESS_CACHE_FOR_EACH_BYTES)
 
     async def get(self, log: JobLog, offset: int, exact: bool, zstd: bool) -> Framed:
         """The chunk at `offset`, which lies before the log's size. Raises OSError when it cannot be read."""
-        key = _Key(log.serial, offset, self._whole_bytes(), exact, zstd)
+        key = _Key(log.serial, offset, self.chunk_bytes(), exact, zstd)
         if found := self._kept(key, log):
             return found
         if min(log.size, _boundary(key)) - offset >= _INLINE_BYTES:
@@ -143,9 +136,10 @@ class Chunks:
 
     def prepare(self, log: JobLog, offset: int, exact: bool, zstd: bool) -> None:
         """Begins to make the chunk at `offset`, if all of it is there."""
-        if self._whole_bytes() <= _INLINE_BYTES:
+        size = self.chunk_bytes()
+        if size <= _INLINE_BYTES:
             return
-        key = _Key(log.serial, offset, self._whole_bytes(), exact, zstd)
+        key = _Key(log.serial, offset, size, exact, zstd)
         fits = 2 * key.size * self.watchers <= self.cache_bytes()  # else it is evicted before it is sent
         if fits and _boundary(key) <= log.size and key not in self._framed:
             with suppress(RuntimeError):  # no thread can be had
