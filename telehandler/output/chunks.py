@@ -30,6 +30,7 @@ CACHE_BYTES, _LEAST_CACHE_BYTES = 64 << 20, 4 << 20
 # Whole chunks for up to a hundred; less with the connections beyond that, which have buffers of their own.
 IN_FLIGHT_BYTES, _LEAST_IN_FLIGHT_BYTES = 26 << 20, 6 << 20
 _CROWD, _LESS_FOR_EACH_BYTES = 100, 22 << 10
+_CROWD_CHUNK_BYTES = 256 << 10  # of the first of a crowd: what they get in larger pieces the others cannot share
 _LESS_CACHE_FOR_EACH_BYTES = 64 << 10
 _LEAST_CHUNK_BYTES = 16 << 10
 _INLINE_BYTES = 64 << 10  # less than this is made at once: a thread would take longer to hear of it
@@ -114,7 +115,7 @@ class Chunks:
     def chunk_bytes(self) -> int:
         """The size of a whole chunk now: a power of two."""
         most = max(_LEAST_IN_FLIGHT_BYTES, IN_FLIGHT_BYTES - self._beyond_a_crowd * _LESS_FOR_EACH_BYTES)
-        size = CHUNK_BYTES
+        size = min(CHUNK_BYTES, _CROWD_CHUNK_BYTES) if self._beyond_a_crowd else CHUNK_BYTES
         while size > _LEAST_CHUNK_BYTES and size * self.watchers > most:
             size //= 2
         return size
