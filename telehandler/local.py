@@ -7,9 +7,11 @@ Imports `jobs`, `output`, `supervisor` (for the helper alone) and `common`.
 import asyncio
 import os
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -64,6 +66,12 @@ class Signals:
     def __init__(self) -> None:
         self.received: list[int] = []
         self._listener: Callable[[int], None] | None = None
+        # Python runs a handler before it waits or when the wait is interrupted: one that comes between the two would
+        # be attended to at the next event only. What is written here is one (signal.set_wakeup_fd).
+        self._wakeups, self._waker = socket.socketpair()
+        self._wakeups.setblocking(False)
+        self._waker.setblocking(False)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         self._before = {
             number: signal.signal(number, self._on_signal)
             for number in sorted(_ENDING)
@@ -78,6 +86,7 @@ class Signals:
             loop.call_soon_threadsafe(listener, number)
 
         self._listener = hand_over
+        loop.add_reader(self._wakeups, self._on_wakeup)
         for number in self.received:
             listener(number)
 
@@ -90,6 +99,13 @@ class Signals:
         self._listener = None
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(-1)
+        self._wakeups.close()
+        self._waker.close()
+
+    def _on_wakeup(self) -> None:
+        with suppress(BlockingIOError):
+            self._wakeups.recv(1024)
 
     def _on_signal(self, number: int, _: object) -> None:
         self.received.append(number)

@@ -5,6 +5,7 @@ import os
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Callable
@@ -127,3 +128,34 @@ def test_r24_the_job_of_a_local_that_nobody_reads_waits(policy: Path, tmp_path: 
     assert (total, local.wait(DEADLINE_S)) == (64_000_000, 0)
     assert local.stderr
     local.stderr.close()
+
+
+# The signal comes to another thread than the one that waits, so that nothing interrupts its wait: as one does that
+# comes just before the wait begins.
+_NOT_INTERRUPTED = """
+import asyncio, os, signal, threading, time
+from telehandler.local import Signals
+
+def send():
+    while "poll" not in open(f"/proc/self/task/{os.getpid()}/wchan").read():
+        time.sleep(0.001)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+async def receive():
+    received = asyncio.Event()
+    signals.listen(lambda number: received.set())
+    threading.Thread(target=send).start()
+    began = time.monotonic()
+    await asyncio.wait_for(received.wait(), 20)
+    assert time.monotonic() - began < 15, "only the end of the wait made it known"
+
+signals = Signals()
+asyncio.run(receive())
+signals.close()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_r24_a_signal_that_interrupts_no_wait_is_attended_to() -> None:
+    done = subprocess.run([sys.executable, "-c", _NOT_INTERRUPTED], cwd=ROOT, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGTERM, b"")  # and after close it ends the process as ever

@@ -62,12 +62,12 @@ def test_s51_twelve_helpers_at_once_all_start(policy: Path) -> None:
 
 @pytest.fixture
 def swept(bare_cgroup: Path) -> Iterator[Path]:
-    """A cgroup in which whatever helper directory is not locked is removed at once, again and again."""
+    """A cgroup in which the first helper directory that is not locked is removed, once."""
     ended = threading.Event()
     removed: list[str] = []
 
     def sweep() -> None:
-        while not ended.is_set():
+        while not ended.is_set() and not removed:
             for path in bare_cgroup.glob("telehandler.*"):
                 with suppress(OSError):
                     fd = os.open(path, os.O_RDONLY)
@@ -78,13 +78,12 @@ def swept(bare_cgroup: Path) -> Iterator[Path]:
                     finally:
                         os.close(fd)
 
-    threads = [threading.Thread(target=sweep) for _ in range(2)]
-    for thread in threads:
-        thread.start()
+    thread = threading.Thread(target=sweep)
+    thread.start()
     yield bare_cgroup
     ended.set()
-    for thread in threads:
-        thread.join()
+    thread.join()
+    assert removed, "it was never there without a lock"
 
 
 @pytest.mark.parametrize("before", ["flock", "openat"])

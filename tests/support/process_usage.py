@@ -15,8 +15,9 @@ class ProcessUsage(NamedTuple):
     children: int
     zombies: int
 
-    def minus(self, before: "ProcessUsage") -> "ProcessUsage":
-        return ProcessUsage(*(now - then for now, then in zip(self, before, strict=True)))
+    def within(self, before: "ProcessUsage") -> bool:
+        """Whether none of it is more than before; a little that was under way then may have gone since."""
+        return all(now <= then for now, then in zip(self, before, strict=True))
 
 
 def process_usage(pid: int) -> ProcessUsage:
