@@ -61,7 +61,7 @@ def _row(ground: Ground, count: int, size: int, rounds: int) -> dict[str, Any]:
             found["text_plain"].append(grpc(ground, server, count, text_job, text_size, zstd=False))
         peak = memory_bytes(server.children()["api"], "VmHWM")
     row: dict[str, Any] = {"watchers": count, "job_mib": size / MIB, "peak_mib": peak / MIB}
-    row |= {name: _summary(measures) for name, measures in found.items()}
+    row |= {name: summary(measures) for name, measures in found.items()}
     row |= {f"{name}_to_raw": row[name]["mib_s"] / row["raw"]["mib_s"] for name in ("random", "text")}
     print(
         f"  {count:5} watchers: raw TLS {row['raw']['mib_s']:.0f} MiB/s, random {row['random']['mib_s']:.0f} "
@@ -72,7 +72,7 @@ def _row(ground: Ground, count: int, size: int, rounds: int) -> dict[str, Any]:
     return row
 
 
-def _summary(measures: list[Measure]) -> dict[str, float]:
+def summary(measures: list[Measure]) -> dict[str, float]:
     """The medians; `spread` is the highest rate over the lowest."""
     rates = [measure.bytes / measure.seconds / MIB for measure in measures]
     return {

@@ -86,7 +86,7 @@ class Http2:
 
     def _end(self) -> bytes:
         """A frame is complete."""
-        if self._type in (_RST_STREAM, _GOAWAY):
+        if self._type in (_RST_STREAM, _GOAWAY) and not self.ended:
             raise Http2Error(f"the server sent frame {self._type}: {self._payload.hex()}")
         if self._type in (_DATA, _HEADERS) and self._flags & _END_STREAM:
             self.ended = True

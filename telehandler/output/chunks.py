@@ -11,6 +11,7 @@ grpc encrypts and sends the last one.
 import asyncio
 import ctypes
 import threading
+import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -40,6 +41,11 @@ _ZSTD_LEVEL = 1
 _ZSTD_LEAST_BYTES = 4096
 _ZSTD_PAYS = 0.9  # compressed to less than this share
 _ZSTD_PAUSE_BYTES = 8 << 20  # after a chunk that did not pay
+# A watcher whose connection drains less than this share of what compressing yields, times the watchers that share its
+# chunks, gets compressed ones. On a faster link, a lone watcher is better off without.
+_ZSTD_PAYS_BELOW = 0.5
+_LEAST_COMPRESSING_BYTES_S = 50 << 20  # a measurement of less is of a machine that was busy for a moment
+_FADING = 0.75  # of what earlier pieces count in a rate, for each that follows
 _libc = ctypes.CDLL(None)
 
 
@@ -58,6 +64,27 @@ def _tag(number: int) -> bytes:
 
 
 _ZSTD_FIELD, _DATA_FIELD = _tag(pb.JobOutput.ZSTD_FIELD_NUMBER), _tag(pb.JobOutput.DATA_FIELD_NUMBER)
+
+
+class Rate:
+    """Bytes a second of what comes piece by piece; the last pieces count most.
+
+    Bytes and time are summed apart: a socket's buffer takes the first megabytes at the speed of memory, and a mean of
+    the pieces' rates would hide for long that a link is slow.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = self._ns = 0.0
+
+    @property
+    def bytes_s(self) -> float:
+        """0: not known yet."""
+        return self._bytes * 1e9 / self._ns if self._ns else 0.0
+
+    def add(self, count: int, since_ns: int) -> None:
+        """A piece of `count` bytes that was begun at `since_ns` of the monotonic clock, and has ended now."""
+        self._bytes = self._bytes * _FADING + count
+        self._ns = self._ns * _FADING + max(time.monotonic_ns() - since_ns, 1)
 
 
 class Framed(NamedTuple):
@@ -88,6 +115,7 @@ class Chunks:
         self._making: dict[_Key, asyncio.Future[Framed]] = {}
         self._threads = ThreadPoolExecutor(_THREADS, "chunks")
         self._of_thread = threading.local()
+        self._compressing = Rate()
         self.watchers = self._most = 0
         self.connections = 0  # at least: a crowd connects before each of it is a watcher
         self._own_fds = capacity.lowest_fd()
@@ -122,6 +150,11 @@ class Chunks:
 
     def cache_bytes(self) -> int:
         return max(_LEAST_CACHE_BYTES, CACHE_BYTES - self._beyond_a_crowd * _LESS_CACHE_FOR_EACH_BYTES)
+
+    @property
+    def compressing_pays_bytes_s(self) -> float:
+        """The fastest connection that gains by it, when nobody shares its chunks: by what compressing yields just now."""
+        return _ZSTD_PAYS_BELOW * max(self._compressing.bytes_s, _LEAST_COMPRESSING_BYTES_S)
 
     async def get(self, log: JobLog, offset: int, exact: bool, zstd: bool) -> Framed:
         """The chunk at `offset`, which lies before the log's size. Raises OSError when it cannot be read."""
@@ -215,8 +248,10 @@ class Chunks:
         """One zstd frame, where it pays. What does not compress is tried again some bytes later."""
         if offset < log.plain_until or end - offset < _ZSTD_LEAST_BYTES:
             return None
+        began_ns = time.monotonic_ns()
         compressed = self._compressor().compress(log.bytes_at(offset, end - offset))
         if len(compressed) < (end - offset) * _ZSTD_PAYS:
+            self._compressing.add(end - offset, began_ns)
             return compressed
         log.plain_until = end + _ZSTD_PAUSE_BYTES
         return None

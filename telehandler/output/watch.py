@@ -6,15 +6,11 @@ from collections.abc import AsyncIterator
 from itertools import islice
 from typing import NamedTuple
 
-from telehandler.output.chunks import Chunks
+from telehandler.output.chunks import Chunks, Rate
 from telehandler.output.log import JobLog, Segment, Stream
 from telehandler.pb import telehandler_pb2 as pb
 
-# A watcher whose connection drains less than this a second, times the watchers that share its chunks, gets compressed
-# ones. It is about half of what compressing yields: on a faster link, a lone watcher is better off without.
-_COMPRESSING_PAYS_BYTES_S = 150 << 20
 _SKIPPED_AT_ONCE = 1000  # segments of the other stream
-_SMOOTHING = 0.25  # the weight of the last chunk in a connection's rate
 
 
 class WatchOptions(NamedTuple):
@@ -28,22 +24,11 @@ class WatchOptions(NamedTuple):
     exact: bool  # a message never holds bytes of two segments
 
 
-class _Rate:
-    """How fast a watcher's connection drains, in bytes a second on the wire; 0: not known yet."""
-
-    def __init__(self) -> None:
-        self.bytes_s = 0.0
-
-    def sent(self, count: int, since_ns: int) -> None:
-        found = count * 1e9 / max(time.monotonic_ns() - since_ns, 1)
-        self.bytes_s += _SMOOTHING * (found - self.bytes_s) if self.bytes_s else found
-
-
 async def messages(log: JobLog, chunks: Chunks, options: WatchOptions) -> AsyncIterator[bytes]:
     """Serialised JobOutputs to the end of the log, or of what was asked for."""
     offset, filtered = options.offset, bool(options.stream or options.until_ns)
     exact = options.exact or bool(options.until_ns)
-    rate = _Rate()
+    drained = Rate()  # by the watcher's connection, on the wire
     log.takers += options.zstd
     try:
         while True:
@@ -63,12 +48,12 @@ async def messages(log: JobLog, chunks: Chunks, options: WatchOptions) -> AsyncI
                     await asyncio.sleep(0)  # there may be millions of them: others come first
                     continue
                 offset = segment.offset
-            zstd = options.zstd and rate.bytes_s < _COMPRESSING_PAYS_BYTES_S * log.takers
+            zstd = options.zstd and drained.bytes_s < chunks.compressing_pays_bytes_s * log.takers
             chunk = await chunks.get(log, offset, exact, zstd)
             chunks.prepare(log, chunk.end, exact, zstd)
             offset, began_ns = chunk.end, time.monotonic_ns()
             yield chunk.message  # until grpc takes the next one
-            rate.sent(len(chunk.message), began_ns)
+            drained.add(len(chunk.message), began_ns)
     finally:
         log.takers -= options.zstd
 

@@ -63,15 +63,29 @@ def test_a_lone_watcher_on_a_fast_connection_gets_plain_chunks(log: JobLog) -> N
 def test_a_lone_watcher_on_a_slow_connection_gets_compressed_chunks(
     log: JobLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection of 10 MB/s, by a clock of its own: each message takes the time of its bytes."""
-    now_ns = 0
+    """A connection of 10 MB/s, by a clock of its own: each message takes the time of its bytes.
+
+    The first 2 MiB take none: they fit into the socket's buffer.
+    """
+    now_ns = sent = 0
 
     def send(message: bytes) -> None:
-        nonlocal now_ns
-        now_ns += len(message) * 100
+        nonlocal now_ns, sent
+        sent += len(message)
+        now_ns += len(message) * 100 if sent > 2 << 20 else 1
 
     monkeypatch.setattr("telehandler.output.watch.time.monotonic_ns", lambda: now_ns)
-    assert _compressed(asyncio.run(_read(log, Chunks(), send))) >= WHOLE
+    monkeypatch.setattr(Chunks, "compressing_pays_bytes_s", 150 << 20)
+    assert _compressed(asyncio.run(_read(log, Chunks(), send))) >= WHOLE - 2
+
+
+def test_what_compressing_yields_decides_what_a_slow_connection_is(log: JobLog) -> None:
+    """A machine that is too busy to compress as fast as a connection drains sends it plain chunks."""
+    chunks = Chunks()
+    least = chunks.compressing_pays_bytes_s
+    assert 0 < least < 100 << 20
+    asyncio.run(_read(log, chunks))  # one chunk at least is compressed, as the connection is not known yet
+    assert chunks.compressing_pays_bytes_s > least
 
 
 def test_a_crowd_on_fast_connections_shares_compressed_chunks(log: JobLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +109,7 @@ def test_each_chunk_is_made_once_for_all_and_off_the_event_loop(log: JobLog, mon
         return real(head, offset, length)
 
     monkeypatch.setattr(log, "read_behind", read_behind)
-    monkeypatch.setattr(watch, "_COMPRESSING_PAYS_BYTES_S", 0)
+    monkeypatch.setattr(Chunks, "compressing_pays_bytes_s", 0)
 
     async def all_of_them() -> None:
         chunks = Chunks()
@@ -119,7 +133,7 @@ def test_the_cache_stays_within_its_bound_and_goes_with_the_last_watcher(
     log: JobLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunks_module, "CACHE_BYTES", 2 * chunks_module.CHUNK_BYTES)
-    monkeypatch.setattr(watch, "_COMPRESSING_PAYS_BYTES_S", 0)
+    monkeypatch.setattr(Chunks, "compressing_pays_bytes_s", 0)
     chunks, most = Chunks(), 0
 
     def look(_: bytes) -> None:

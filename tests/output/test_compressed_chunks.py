@@ -42,7 +42,7 @@ def chunks(monkeypatch: pytest.MonkeyPatch, compressor: Compressor) -> Chunks:
     """Without a cache in memory, for watchers on a link where compressing pays; whole chunks are of CHUNK_BYTES."""
     for name, value in (("CACHE_BYTES", 0), ("_LEAST_CACHE_BYTES", 0), ("CHUNK_BYTES", CHUNK_BYTES)):
         monkeypatch.setattr(chunks_module, name, value)
-    monkeypatch.setattr(watch, "_COMPRESSING_PAYS_BYTES_S", 1 << 60)
+    monkeypatch.setattr(Chunks, "compressing_pays_bytes_s", 1 << 60)
     chunks = Chunks()
     monkeypatch.setattr(chunks, "_compressor", lambda: compressor)
     return chunks
