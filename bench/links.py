@@ -48,9 +48,9 @@ def _row(here: Ground, mbit: int, watchers: int, seconds: float, rounds: int) ->
         client.close()
         measures: dict[bool, list[fanout.Measure]] = {False: [], True: []}
         for _ in range(rounds):
-            for zstd, found in measures.items():
-                found.append(fanout.grpc(here, server, watchers, job, size, zstd))
-    plain, zstd = (fanout.summary(measures[key]) for key in (False, True))
+            for offered, found in measures.items():
+                found.append(fanout.grpc(here, server, watchers, job, size, offered))
+    plain, zstd = (fanout.summary(measures[offered]) for offered in (False, True))
     return {
         "mbit_s": mbit,
         "watchers": watchers,

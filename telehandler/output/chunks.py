@@ -153,7 +153,7 @@ class Chunks:
 
     @property
     def compressing_pays_bytes_s(self) -> float:
-        """The fastest connection that gains by it, when nobody shares its chunks: by what compressing yields just now."""
+        """The fastest connection that gains by it when nobody shares its chunks, by what compressing yields now."""
         return _ZSTD_PAYS_BELOW * max(self._compressing.bytes_s, _LEAST_COMPRESSING_BYTES_S)
 
     async def get(self, log: JobLog, offset: int, exact: bool, zstd: bool) -> Framed:
