@@ -5,26 +5,29 @@ import datetime
 import json
 import os
 import platform
+import re
 import signal
 import ssl
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from bench import bars, fanout, idle, latency, memory, verify
+from bench import bars, clients, fanout, idle, latency, links, memory, verify
 from bench.ground import GIB, ground
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = 1
-PARTS = ("fanout", "verify", "latency", "idle", "memory")
+PARTS = ("fanout", "verify", "clients", "links", "latency", "idle", "memory")
 
 
 def main() -> int:
     options = _options()
     result: dict[str, Any] = {"schema": SCHEMA, "quick": options.quick, "machine": _machine()}
-    path: Path = options.output or RESULTS / ("quick.json" if options.quick else f"{os.cpu_count()}-cores.json")
+    print(f"{_machine()['cpu']}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    path: Path = options.output or RESULTS / ("quick.json" if options.quick else f"{_kind()}.json")
     with ground() as here:
         for part in options.parts:
             print(part, flush=True)
@@ -33,6 +36,11 @@ def main() -> int:
                 result[part] = fanout.run(here, options.watchers, total, largest, options.rounds)
             elif part == "verify":
                 result[part] = verify.run(here, options.verify_watchers, int(options.verify_gib * GIB))
+            elif part == "clients":
+                total, largest = int(options.clients_gib * GIB), int(options.job_gib * GIB)
+                result[part] = clients.run(here, options.clients, total, largest, options.rounds)
+            elif part == "links":
+                result[part] = links.run(options.link_seconds, options.rounds)
             elif part == "latency":
                 result[part] = latency.run(here, options.lines)
             elif part == "idle":
@@ -61,6 +69,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--job-gib", type=float, default=0.25 if quick else 1, help="the largest job of fan-out")
     parser.add_argument("--verify-watchers", nargs="+", type=int, default=[100] if quick else [100, 1000])
     parser.add_argument("--verify-gib", type=float, default=0.5 if quick else 4, help="over all watchers")
+    parser.add_argument("--clients", nargs="+", type=int, default=[1, 10, 100], help="watchers with real clients")
+    parser.add_argument("--clients-gib", type=float, default=0.5 if quick else 2, help="over all of them")
+    parser.add_argument("--link-seconds", type=float, default=1 if quick else 3, help="of plain text over each link")
     parser.add_argument("--lines", type=int, default=1000 if quick else 10_000, help="of the latency's job")
     parser.add_argument("--idle", nargs="+", type=int, default=[1000] if quick else [1000, 5000])
     parser.add_argument("--memory-gib", type=float, default=1 if quick else 10, help="the job with one watcher")
@@ -79,13 +90,27 @@ def _machine() -> dict[str, str | float]:
         "grpc": str(grpc.__version__),
         "openssl": ssl.OPENSSL_VERSION.split()[1],
         "load": round(os.getloadavg()[0], 1),
+        "commit": _commit(),
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
     }
 
 
 def _cpu() -> str:
+    """As it calls itself, and its model: many virtual ones go by the same name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = found.get("model name", "unknown").replace("(R)", "")
+    return f"{name}, model {found['model']}" if "model" in found else name
+
+
+def _kind() -> str:
+    """Of this machine, as a file's name: figures of one kind are compared with each other alone."""
+    return re.sub("[^a-z0-9]+", "-", f"{os.cpu_count()} cores {_cpu()}".lower())
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
-LEAST_RANDOM = 0.85  # of raw TLS, at 100 watchers
-LEAST_TEXT = 2.5
-MOST_API_MIB = 200
+LEAST_RANDOM = {1: 0.6, 10: 0.9, 100: 0.9, 1000: 0.8}  # of raw TLS, by the number of watchers
+LEAST_TEXT = 2.5  # of raw TLS, at 100 watchers
+LEAST_OF_PLAIN = 0.95  # text with zstd offered, of the same without
+MOST_CPU_S_GIB = 0.9  # at 100 watchers
+MOST_API_MIB, MOST_CROWD_API_MIB = 200, 256  # up to 100 watchers, and in every other case
 MOST_IDLE_KIB = 100  # of one idle watcher
 MOST_P50_MS = 1.0
 _AT = 100  # watchers
@@ -22,10 +24,19 @@ def of(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _found(result: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
     for row in result.get("fanout", []):
+        at = f"{row['watchers']:,} watchers"
+        if row["watchers"] in LEAST_RANDOM:
+            yield f"random data to {at}, of raw TLS", row["random_to_raw"], LEAST_RANDOM[row["watchers"]], True
         if row["watchers"] == _AT:
-            yield f"random data to {_AT} watchers, of raw TLS", row["random_to_raw"], LEAST_RANDOM, True
-            yield f"text to {_AT} watchers, of raw TLS", row["text_to_raw"], LEAST_TEXT, True
-        yield f"api, fan-out to {row['watchers']:,} watchers, MiB", row["peak_mib"], MOST_API_MIB, False
+            yield f"text to {at}, of raw TLS", row["text_to_raw"], LEAST_TEXT, True
+            yield f"server, random data to {at}, CPU-s/GiB", row["random"]["cpu_s_per_gib"], MOST_CPU_S_GIB, False
+        yield f"text to {at}, of the same uncompressed", _of_plain(row), LEAST_OF_PLAIN, True
+        most = MOST_API_MIB if row["watchers"] <= _AT else MOST_CROWD_API_MIB
+        yield f"api, fan-out to {at}, MiB", row["peak_mib"], most, False
+    for row in result.get("links", []):
+        link = f"{row['mbit_s']:,} Mbit/s" if row["mbit_s"] else "no link's limit"
+        what = f"text to {row['watchers']} watchers, {link}, of the same uncompressed"
+        yield what, row["ratio"], LEAST_OF_PLAIN, True
     if latency := result.get("latency"):
         yield "live latency at p50, ms", latency["p50_ms"], MOST_P50_MS, False
     for row in result.get("idle", []):
@@ -33,3 +44,8 @@ def _found(result: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
     for row in result.get("memory", []):
         what = f"api, {row['job_mib']:,.0f} MiB job, {row['watchers']} watchers and {row['stopped']} stopped, MiB"
         yield what, row["peak_mib"], MOST_API_MIB, False
+
+
+def _of_plain(row: dict[str, Any]) -> float:
+    found: float = row["text"]["mib_s"] / row["text_plain"]["mib_s"]
+    return found

@@ -1,4 +1,7 @@
-"""`make bench-docs`: the tables and plots of docs/performance.md, from the JSON of a run. No figure is typed."""
+"""`make bench-docs`: the tables and plots of docs/performance.md, from the JSON of each kind of machine's run.
+
+No figure is typed.
+"""
 
 import json
 import re
@@ -12,7 +15,7 @@ from bench.svg import plot
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "performance.md"
 RESULTS = Path(__file__).parent / "results"
-PUBLISHED = RESULTS / "2-cores.json"
+NOT_PUBLISHED = "quick.json"
 _LINES = {
     "raw": "raw TLS",
     "random": "random data",
@@ -21,46 +24,60 @@ _LINES = {
 }
 
 
-def tables(result: dict[str, Any]) -> dict[str, str]:
-    """Markdown by the name of the marker. A part that was not run has none."""
-    makers: dict[str, tuple[str, Callable[[Any], str]]] = {
-        "machine": ("machine", _machine),
-        "bars": ("bars", _bars),
-        "fanout": ("fanout", _fanout),
-        "ratios": ("fanout", _ratios),
-        "verify": ("verify", _verify),
-        "latency": ("latency", _latency),
-        "idle": ("idle", _idle),
-        "memory": ("memory", _memory),
-    }
-    return {name: make(result[part]) for name, (part, make) in makers.items() if part in result}
+_PLOTS = {  # by the name of the marker: what is shown of each line, the title, the unit
+    "throughput": ("mib_s", "Delivered to all watchers together", "MiB/s"),
+    "cost": ("cpu_s_per_gib", "What the server spends", "CPU-seconds for each GiB delivered"),
+}
 
 
-def plots(result: dict[str, Any]) -> dict[str, str]:
-    """SVG by file name."""
-    rows = result.get("fanout", [])
-    if not rows:
-        return {}
-    xs = [row["watchers"] for row in rows]
-    found = {}
-    for file, key, title, unit in (
-        ("performance-throughput.svg", "mib_s", "Delivered to all watchers together", "MiB/s"),
-        ("performance-cpu.svg", "cpu_s_per_gib", "What the server spends", "CPU-seconds for each GiB delivered"),
-    ):
-        lines = {label: [row[name][key] for row in rows] for name, label in _LINES.items()}
-        found[file] = plot(title, "watchers, each with a connection of its own", unit, xs, lines)
-    return found
+def published() -> list[dict[str, Any]]:
+    """The results that are checked in, one of each kind of machine. Raises OSError, ValueError."""
+    paths = sorted(path for path in RESULTS.glob("*.json") if path.name != NOT_PUBLISHED)
+    return [json.loads(path.read_text()) for path in paths]
 
 
-def filled(page: str, result: dict[str, Any]) -> str:
-    """The page with every marked table made anew. Raises KeyError for a marker that the result has nothing for."""
-    made = tables(result)
+def filled(page: str, results: Sequence[dict[str, Any]]) -> str:
+    """The page with all between its markers made anew. Raises KeyError for a marker that no result has anything for."""
     return re.sub(
         r"(<!-- begin ([a-z]+) -->\n).*?(<!-- end \2 -->)",
-        lambda found: f"{found[1]}{made[found[2]]}{found[3]}",
+        lambda found: f"{found[1]}{_shown(found[2], results)}{found[3]}",
         page,
         flags=re.DOTALL,
     )
+
+
+def plots(results: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """SVG by file name."""
+    found = {}
+    for result in results:
+        rows = result.get("fanout", [])
+        xs = [row["watchers"] for row in rows]
+        for marker, (key, title, unit) in _PLOTS.items():
+            lines = {label: [row[name][key] for row in rows] for name, label in _LINES.items()}
+            if rows:
+                text = plot(f"{title}: {_kind(result)}", "watchers, each with its connection", unit, xs, lines)
+                found[_plot_file(marker, result)] = text
+    return found
+
+
+def _shown(marker: str, results: Sequence[dict[str, Any]]) -> str:
+    """Markdown: what each result has for it, under the name of its kind of machine."""
+    part = "fanout" if marker in _PLOTS else _TABLES[marker][0]
+    having = [result for result in results if part in result]
+    if not having:
+        raise KeyError(part)
+    if marker in _PLOTS:
+        return "".join(f"![{_PLOTS[marker][1]}: {_kind(result)}]({_plot_file(marker, result)})\n" for result in having)
+    make = _TABLES[marker][1]
+    return "\n".join(f"**{_kind(result)}**\n\n{make(result[part])}" for result in having)
+
+
+def _plot_file(marker: str, result: dict[str, Any]) -> str:
+    return f"performance-{marker}-{re.sub('[^a-z0-9]+', '-', _kind(result).lower())}.svg"
+
+
+def _kind(result: dict[str, Any]) -> str:
+    return f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -70,8 +87,8 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _machine(found: dict[str, Any]) -> str:
     text = (
-        f"{found['cores']} cores of {found['cpu']}, {found['memory_gib']} GiB of memory, Linux {found['kernel']}, "
-        f"Python {found['python']}, grpcio {found['grpc']}, OpenSSL {found['openssl']}; {found['date']}.\n"
+        f"{found['memory_gib']} GiB of memory, Linux {found['kernel']}, Python {found['python']}, "
+        f"grpcio {found['grpc']}, OpenSSL {found['openssl']}; {found['date']}, commit {found['commit']}.\n"
         f"The load average was {found['load']:.1f} when the run began.\n"
     )
     if found["load"] > found["cores"] / 2:
@@ -156,21 +173,60 @@ def _memory(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def _clients(rows: list[dict[str, Any]]) -> str:
+    return _table(
+        ["watchers", "client", "job, MiB", "MiB/s in all", "server CPU-s/GiB", "client CPU-s/GiB"],
+        [
+            [f"{row['watchers']:,}", row["client"], f"{row['job_mib']:.0f}", f"{row['mib_s']:,.0f}"]
+            + [f"{row[key]:.2f}" for key in ("cpu_s_per_gib", "client_cpu_s_per_gib")]
+            for row in rows
+        ],
+    )
+
+
+def _links(rows: list[dict[str, Any]]) -> str:
+    return _table(
+        ["link, Mbit/s", "watchers", "plain, MiB/s", "zstd offered, MiB/s", "ratio", "sent, share"],
+        [
+            [f"{row['mbit_s']:,}" if row["mbit_s"] else "no limit", row["watchers"]]
+            + [f"{row[key]:,.0f}" for key in ("plain_mib_s", "zstd_mib_s")]
+            + [f"{row[key]:.2f}" for key in ("ratio", "wire_share")]
+            for row in rows
+        ],
+    )
+
+
+# By the name of the marker: the part of a result, and what makes a table of it.
+_TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "machine": ("machine", _machine),
+    "bars": ("bars", _bars),
+    "fanout": ("fanout", _fanout),
+    "ratios": ("fanout", _ratios),
+    "verify": ("verify", _verify),
+    "clients": ("clients", _clients),
+    "links": ("links", _links),
+    "latency": ("latency", _latency),
+    "idle": ("idle", _idle),
+    "memory": ("memory", _memory),
+}
+
+
 def main() -> None:
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else PUBLISHED
     try:
-        result = json.loads(path.read_text())
-        page = filled(PAGE.read_text(), result)
+        results = [json.loads(Path(name).read_text()) for name in sys.argv[1:]] or published()
+        page = filled(PAGE.read_text(), results)
     except OSError as error:
-        sys.exit(f"bench: {path}: {error.strerror}: run `make bench` first, or name its JSON")
+        sys.exit(f"bench: {error.filename}: {error.strerror}: run `make bench` first, or name its JSON")
     except ValueError as error:
-        sys.exit(f"bench: {path} is not JSON: {error}")
+        sys.exit(f"bench: a result is not JSON: {error}")
     except KeyError as error:
-        sys.exit(f"bench: {path} has no part {error}: it must be of a run with all parts")
-    for name, text in plots(result).items():
+        sys.exit(f"bench: no result has the part {error}: one must be of a run with all parts")
+    for old in DOCS.glob("performance-*.svg"):
+        old.unlink()
+    for name, text in plots(results).items():
         (DOCS / name).write_text(text)
     PAGE.write_text(page)
-    print(f"docs/performance.md and its plots are what {path} says")
+    print(f"docs/performance.md and its plots are what {len(results)} results say")
 
 
 if __name__ == "__main__":
