@@ -1,6 +1,7 @@
 """Fixtures of every folder: certificates, a policy for this machine, servers, the client."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from support.certificates import make_certificates
 from support.cgroups import cgroup_root, our_cgroups
 from support.policies import policy_text
 from support.servers import Server
+from vm.boots import Guests
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +30,19 @@ def nothing_is_left() -> Iterator[None]:
     before = our_cgroups()
     yield
     assert our_cgroups() <= before
+
+
+@pytest.fixture(scope="session")
+def guests(request: pytest.FixtureRequest) -> Iterator[Guests]:
+    """The virtual machines of the tests that are selected. Who asks for them early has them boot meanwhile."""
+    items = (item for item in request.session.items if isinstance(item, pytest.Function))
+    found = Guests({str(item.callspec.params["mode"]) for item in items if item.originalname == "test_in_the_guest"})
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends the run early still removes them
+    try:
+        yield found
+    finally:
+        found.close()
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

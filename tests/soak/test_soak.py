@@ -81,6 +81,7 @@ def test_r22_the_observer_sees_descriptors_and_memory_that_grow(
     sees(watcher, watcher.look, "supervisor: rss")
 
 
+@pytest.mark.usefixtures("guests")  # the virtual machines boot meanwhile, if their tests are run too
 def test_r22_a_soak_of_random_faults_ends_with_nothing_left_and_nothing_lost() -> None:
     """For SOAK_MINUTES, 3 where it is not set; its report is the test's output."""
     command = [sys.executable, "-m", "soak"]

@@ -7,7 +7,6 @@ writes is lost. It has two disks: /dev/vda, empty, and /dev/vdb with one partiti
 import lzma
 import os
 import shutil
-import signal
 import struct
 import subprocess
 import tempfile
@@ -42,37 +41,51 @@ class Result(NamedTuple):
     report: str  # what it wrote to /run/vm/report
 
 
-def run(command: str, *, systemd: bool = False, timeout_s: float = 300, memory_mib: int = 2048) -> Result:
-    """Boots, runs a bash command as root, powers off. Raises Unavailable, or RuntimeError when the guest died."""
-    absent = [tool for tool in TOOLS if not shutil.which(tool)]
-    if os.geteuid() != 0:
-        raise Unavailable("needs root: the guest's root file system is this machine's")
-    if absent or not any(map(os.path.exists, VIRTIOFSD)):
-        raise Unavailable(f"not installed: {' '.join(absent) or 'virtiofsd'}; `make test` installs what it needs")
-    tree = kernel()
-    with ExitStack() as stack:
-        stack.enter_context(_sigterm_as_an_interrupt())
-        # Not in /tmp, which may be memory: the disks' images are here.
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="telehandler-vm-", dir="/var/tmp")))
-        for index in range(DISKS):
-            _make_disk(work / f"disk{index}", partitioned=index == 1)
-        (work / "initrd").write_bytes(_initrd(tree, command, "systemd" if systemd else "plain"))
-        log = stack.enter_context((work / "log").open("wb"))
-        server = stack.enter_context(_process(_file_server(work), log))
-        wait_until("virtiofsd listens", lambda: (work / "files").exists() or server.poll() is not None)
-        if server.poll() is not None:
-            raise Unavailable(f"the host's file system cannot be served: {_read(work / 'log').strip()[-500:]}")
-        qemu = stack.enter_context(_process(_qemu(work, tree, memory_mib), log))
-        try:
-            qemu.wait(timeout_s)
-            late = ""
-        except subprocess.TimeoutExpired:
-            late = f"not done after {timeout_s:.0f} s: "
-        texts = {name: _read(work / name) for name in (*_PORTS, "log", "console")}
-        if late or not texts["status"].strip():
-            said = "".join(f"\n--- {name}\n{texts[name][-9000:]}" for name in ("log", "console", "output"))
-            raise RuntimeError(f"{late}the virtual machine ended without a result{said}")
-        return Result(int(texts["status"]), texts["output"], texts["report"])
+class Machine:
+    """Runs one command after the other, each in a boot of its own. `end` is for any thread."""
+
+    def __init__(self) -> None:
+        self._qemu: subprocess.Popen[bytes] | None = None
+        self._ended = False
+
+    def run(self, command: str, *, systemd: bool = False, timeout_s: float = 300, memory_mib: int = 2048) -> Result:
+        """Boots, runs a bash command as root, powers off. Raises Unavailable, or RuntimeError when the guest died."""
+        absent = [tool for tool in TOOLS if not shutil.which(tool)]
+        if os.geteuid() != 0:
+            raise Unavailable("needs root: the guest's root file system is this machine's")
+        if absent or not any(map(os.path.exists, VIRTIOFSD)):
+            raise Unavailable(f"not installed: {' '.join(absent) or 'virtiofsd'}; `make test` installs what it needs")
+        tree = kernel()
+        with ExitStack() as stack:
+            # Not in /tmp, which may be memory: the disks' images are here.
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="telehandler-vm-", dir="/var/tmp")))
+            for index in range(DISKS):
+                _make_disk(work / f"disk{index}", partitioned=index == 1)
+            (work / "initrd").write_bytes(_initrd(tree, command, "systemd" if systemd else "plain"))
+            log = stack.enter_context((work / "log").open("wb"))
+            server = stack.enter_context(_process(_file_server(work), log))
+            wait_until("virtiofsd listens", lambda: (work / "files").exists() or server.poll() is not None)
+            if server.poll() is not None:
+                raise Unavailable(f"the host's file system cannot be served: {_read(work / 'log').strip()[-500:]}")
+            self._qemu = stack.enter_context(_process(_qemu(work, tree, memory_mib), log))
+            if self._ended:
+                self._qemu.kill()
+            try:
+                self._qemu.wait(timeout_s)
+                late = ""
+            except subprocess.TimeoutExpired:
+                late = f"not done after {timeout_s:.0f} s: "
+            texts = {name: _read(work / name) for name in (*_PORTS, "log", "console")}
+            if late or not texts["status"].strip():
+                said = "".join(f"\n--- {name}\n{texts[name][-9000:]}" for name in ("log", "console", "output"))
+                raise RuntimeError(f"{late}the virtual machine ended without a result{said}")
+            return Result(int(texts["status"]), texts["output"], texts["report"])
+
+    def end(self) -> None:
+        """A command that runs comes to no result."""
+        self._ended = True
+        if self._qemu:
+            self._qemu.kill()
 
 
 def kernel() -> Path:
@@ -198,20 +211,6 @@ def _process(command: list[str], log: IO[bytes]) -> Iterator["subprocess.Popen[b
     finally:
         process.kill()
         process.wait()
-
-
-@contextmanager
-def _sigterm_as_an_interrupt() -> Iterator[None]:
-    """What ends the run early still removes what is here."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt("SIGTERM")
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _read(path: Path) -> str:

@@ -1,88 +1,20 @@
 """Each function of guest/, and part of tests/e2e/test_run_watch_stop.py, is a test here: what the guest said of it."""
 
 import os
-import re
-import shlex
-import sys
-import xml.etree.ElementTree as ET
-from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 
 import pytest
-from support.checkout import ROOT
 from vm import machine
-
-GUEST = "tests/vm/guest"
-# Run, watch and stop with limits in force, a server that root starts; a part of it, since each client takes seconds.
-RUN_WATCH_STOP = (
-    "test_the_server_is_unprivileged_and_the_helper_is_root",
-    "test_one_to_five_hundred",
-    "test_fifty_mebibytes_of_random_bytes",
-    "test_stdout_and_stderr_are_told_apart",
-    "test_stop_ends_a_tree_with_a_session_of_its_own",
-    "test_no_cgroup_of_an_ended_job_is_left",
-)
-# One boot for each: how it is booted, and what is run in it.
-BOOTS = {
-    "plain": (
-        *(
-            f"{GUEST}/test_{name}.py"
-            for name in ("limits", "memory", "no_disk", "io_limits", "resource_hogs", "wall_clock")
-        ),
-        "tests/security/test_job_attributes.py",
-        *(f"tests/e2e/test_run_watch_stop.py::{name}[root]" for name in RUN_WATCH_STOP),
-    ),
-    "systemd": (f"{GUEST}/test_systemd.py",),
-}
-TIMEOUT_S = 600.0  # for a machine that is busy: alone on two cores it takes two minutes
-
-
-def _cases() -> Iterator[tuple[str, str, str]]:
-    """Kind of boot, module and function of all that BOOTS names."""
-    for mode, arguments in BOOTS.items():
-        for argument in arguments:
-            file, _, test = argument.partition("::")
-            names = (
-                [test.partition("[")[0]] if test else re.findall(r"^def (test_\w+)", (ROOT / file).read_text(), re.M)
-            )
-            yield from ((mode, Path(file).stem, name) for name in names)
-
-
-CASES = list(_cases())
-
-
-@cache
-def _boot(mode: str) -> dict[tuple[str, str], list[str]] | machine.Unavailable | RuntimeError:
-    """For each module and function, what became of its cases; an error is kept too, so that it comes once."""
-    arguments = [*BOOTS[mode], "-p", "no:cacheprovider", "--junitxml=/run/junit.xml", "--durations=10"]
-    tests = shlex.join([sys.executable, "-m", "pytest", *arguments])
-    script = f"cd {shlex.quote(str(ROOT))}\nexport CI=1 TELEHANDLER_GUEST={mode}\n{tests}\n"
-    script += "cat /run/junit.xml >/run/vm/report"
-    try:
-        result = machine.run(script, systemd=mode == "systemd", timeout_s=TIMEOUT_S)
-    except (machine.Unavailable, RuntimeError) as error:
-        return error
-    print(result.output)  # pytest's own words, shown with a failure
-    try:
-        report = ET.fromstring(result.report)
-    except ET.ParseError as error:
-        return RuntimeError(f"pytest in the virtual machine gave no report ({error}):\n{result.output[-5000:]}")
-    found: dict[tuple[str, str], list[str]] = {}
-    for case in report.iter("testcase"):
-        key = case.attrib["classname"].rpartition(".")[2], case.attrib["name"].partition("[")[0]
-        # A case that passed has no child; failure, error and skipped are children.
-        found.setdefault(key, []).extend(f"{case.attrib['name']} {child.tag}: {child.text}" for child in case)
-    return found
+from vm.boots import CASES, Guests
 
 
 @pytest.mark.usefixtures("as_root")
 @pytest.mark.parametrize(("mode", "module", "name"), CASES, ids=["-".join(case) for case in CASES])
-def test_in_the_guest(mode: str, module: str, name: str) -> None:
-    results = _boot(mode)
-    if isinstance(results, machine.Unavailable):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no virtual machine: {results}")
-    if isinstance(results, RuntimeError):
-        pytest.fail(str(results), pytrace=False)
+def test_in_the_guest(guests: Guests, mode: str, module: str, name: str) -> None:
+    try:
+        results = guests.results(mode)
+    except machine.Unavailable as error:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no virtual machine: {error}")
+    except RuntimeError as error:
+        pytest.fail(str(error), pytrace=False)
     assert (module, name) in results, f"not run in the virtual machine; it ran {sorted(results)}"
     assert not results[module, name], "\n".join(results[module, name])

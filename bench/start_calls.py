@@ -1,0 +1,117 @@
+"""StartJob on a warm connection beside the helper alone and a bare call, with many live jobs, and many at once."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from support.helper_driver import Helper
+from support.policies import own_uids, policy_text, write_policy
+from support.raw_client import RawClient
+from support.servers import Server
+
+from bench.ground import Ground
+from helper.wire import Type
+
+IN_FLIGHT = 8
+_OPTIONS = ("--max-jobs-per-user", "100000", "--max-calls-per-user", "100000")
+
+
+def run(ground: Ground, rounds: int, live: int, burst: int) -> dict[str, Any]:
+    """Times are medians of `rounds`, in turns; `live` jobs that sleep; `burst` starts that are asked for at once."""
+    most = live + burst + 100
+    text = policy_text(f"max_jobs = {most}\nstarts_per_second = 100000\n")
+    policies = [write_policy(ground.place, name, text + own_uids(most)) for name in ("starts", "alone")]
+    server = Server(ground.place, ground.ssl, policies[0], options=_OPTIONS, process_group=0)
+    with server, Helper(policies[1]) as helper, RawClient(server, server.ssl / "client") as caller:
+        ended = caller.start("true").name
+        ways: dict[str, Callable[[], float]] = {
+            "start": lambda: _ms(lambda: caller.start("true")),
+            "bare_call": lambda: _ms(lambda: caller.status(ended)),
+            "helper_alone": lambda: _helper_start_ms(helper),
+        }
+        result = {f"{name}_ms": found for name, found in _medians(ways, rounds).items()}
+        result |= {f"{name}_s": found for name, found in _rates(server, helper, rounds).items()}
+        for _ in range(live):
+            caller.start("sleep", "1000")
+        result |= {"live": live, "start_among_live_ms": _medians({"start": ways["start"]}, rounds)["start"]}
+        result |= _burst(caller, burst)
+    print(
+        f"  StartJob {result['start_ms']:.1f} ms (helper alone {result['helper_alone_ms']:.1f}, a bare call "
+        f"{result['bare_call_ms']:.1f}), among {live} live jobs {result['start_among_live_ms']:.1f}; {IN_FLIGHT} in "
+        f"flight: {result['server_rate_s']:.0f} a second (helper {result['helper_rate_s']:.0f}); {burst} at once: the "
+        f"last after {result['burst_s']:.1f} s",
+        flush=True,
+    )
+    return result
+
+
+def _ms(way: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    way()
+    return (time.perf_counter() - began) * 1000
+
+
+def _medians(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The first of each does not count: it warms up."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds + 1):
+        for name, way in ways.items():
+            times[name].append(way())
+    return {name: statistics.median(found[1:]) for name, found in times.items()}
+
+
+def _helper_start_ms(helper: Helper) -> float:
+    """To STARTED, as StartJob waits for it."""
+    began = time.perf_counter()
+    job = helper.start("true")
+    taken = (time.perf_counter() - began) * 1000
+    helper.exited(job)
+    job.close()
+    helper.request(Type.RELEASE, handle=job.handle)
+    helper.events.clear()
+    return taken
+
+
+def _rates(server: Server, helper: Helper, rounds: int) -> dict[str, float]:
+    """Starts a second with IN_FLIGHT under way, from clients of their own; and of the helper, to their ends."""
+    callers = [RawClient(server, server.ssl / "client") for _ in range(IN_FLIGHT)]
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        list(pool.map(lambda caller: caller.start("true"), callers))
+        began = time.perf_counter()
+        list(pool.map(lambda caller: [caller.start("true") for _ in range(rounds)], callers))
+        rate = IN_FLIGHT * rounds / (time.perf_counter() - began)
+    for caller in callers:
+        caller.channel.close()
+    return {"server_rate": rate, "helper_rate": _helper_rate(helper, IN_FLIGHT * rounds)}
+
+
+def _helper_rate(helper: Helper, count: int) -> float:
+    began, sent, ended, released = time.perf_counter(), 0, 0, 0
+    while released < count:
+        while sent < min(count, ended + IN_FLIGHT):
+            helper.send_start("true")
+            sent += 1
+        message, fds = helper.receive()
+        for fd in fds:
+            os.close(fd)
+        released += message.type is Type.DONE
+        if message.type is Type.EXITED:
+            helper.send(Type.RELEASE, handle=message.fields["handle"])
+            ended += 1
+    return count / (time.perf_counter() - began)
+
+
+def _burst(caller: RawClient, count: int) -> dict[str, Any]:
+    """From one user, on one connection: how long the first and the last take; all must start."""
+    began = time.perf_counter()
+
+    def start(_: int) -> float:
+        caller.start("sleep", "1000")
+        return time.perf_counter() - began
+
+    with ThreadPoolExecutor(count) as pool:
+        taken = sorted(pool.map(start, range(count)))
+    return {"burst": count, "burst_first_s": taken[0], "burst_s": taken[-1]}
