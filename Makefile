@@ -102,6 +102,11 @@ ARGS :=
 bench: build  ## throughput, latency and memory, beside raw TLS: make bench ARGS=--quick for two minutes
 	$(SUDO) env PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m bench $(ARGS)
 
+.PHONY: bench-starts
+bench-starts: build  ## starts of the helper, and what a live job costs, beside bubblewrap
+	contrib/apt-packages.sh bubblewrap
+	$(SUDO) env PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m bench.starts $(ARGS)
+
 .PHONY: bench-docs
 bench-docs: build  ## the tables and plots of docs/performance.md, from bench/results/2-cores.json
 	$(PYTHON) -m bench.docs $(ARGS)

@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from bench import bars, fanout, idle, latency, memory, verify
-from bench.ground import GIB, ground
+from bench.ground import GIB, cpu_model, ground
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = 1
@@ -73,7 +73,7 @@ def _machine() -> dict[str, str | float]:
     return {
         "cores": os.cpu_count() or 0,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB),
-        "cpu": _cpu(),
+        "cpu": cpu_model(),
         "kernel": ".".join(platform.release().split("-")[0].split(".")[:2]),
         "python": platform.python_version(),
         "grpc": str(grpc.__version__),
@@ -81,11 +81,6 @@ def _machine() -> dict[str, str | float]:
         "load": round(os.getloadavg()[0], 1),
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
     }
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -134,3 +134,8 @@ def watch_request(name: str, zstd: bool = False) -> bytes:
 def cpu_s(pid: int) -> float:
     """User and system time of a process with all its threads."""
     return cpu_ticks(pid) / _TICKS
+
+
+def cpu_model() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
