@@ -52,10 +52,7 @@ def open_init() -> list[int]:
     It lies beside our code, so `policy.trusted_code` has checked it.
     """
     with suppress(FileNotFoundError):
-        fd = os.open(_INIT, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
-        if os.fstat(fd).st_mode & 0o001 and not os.fstatvfs(fd).f_flag & os.ST_NOEXEC:  # else no job could execute it
-            return [fd]
-        os.close(fd)
+        return [os.open(_INIT, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)]
     return []
 
 
@@ -113,17 +110,17 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
         for fd in (1, 2):  # so that the job can open /dev/stdout and /dev/stderr
             os.fchown(fd, order.uid, order.uid)
         confine.drop_privileges(order.uid)
-        stage = Stage.CLONE
+        stage, env = Stage.CLONE, dict(entry.split(b"=", 1) for entry in order.env)
         if len(fds) > _INIT_FD:
             for fd in (_STATUS_FD, _RESULT_FD):
                 os.set_inheritable(fd, True)
-            os.execve(_INIT_FD, [b"telehandler-init", order.cwd, *order.argv], _environment(order))
+            os.execve(_INIT_FD, [b"telehandler-init", order.cwd, *order.argv], env)
         main = os.fork()
         if main == 0:
             stage = Stage.CHDIR
             _enter(order.cwd)
             stage = Stage.EXEC
-            _exec(order)
+            _exec(order.argv, env)
         _init(main)
     except BaseException as error:
         with suppress(OSError):  # already closed in the init, or the helper is gone
@@ -151,20 +148,19 @@ def _enter(directory: bytes) -> None:
         raise OSError(errno.EINVAL, "outside the root, or in /proc")
 
 
-def _exec(order: Order) -> NoReturn:
+def _exec(argv: list[bytes], env: dict[bytes, bytes]) -> NoReturn:
     """Clean signals, then exec as given; PATH is the job's and is searched in its root."""
     syscalls.default_signals()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.write(_STATUS_FD, EXEC_NEXT)
-    os.execvpe(order.argv[0], order.argv, _environment(order))
-
-
-def _environment(order: Order) -> dict[bytes, bytes]:
-    return dict(entry.split(b"=", 1) for entry in order.env)  # type: ignore[misc]
+    os.execvpe(argv[0], argv, env)
 
 
 def _init(main: int) -> NoReturn:
-    """pid 1, where contrib/telehandler-init.c is not built; it does the same: reaps orphans, passes signals on, ends with the main process; the kernel ends the rest."""
+    """pid 1 without contrib/telehandler-init.c: reaps orphans, passes signals on, ends with the main process.
+
+    The kernel ends the rest.
+    """
     os.closerange(0, _RESULT_FD)
     while True:
         info = signal.sigwaitinfo(_ALL)
