@@ -38,6 +38,15 @@ static _Noreturn void fail(int stage, long result)
     leave(FAILED);
 }
 
+/* A system call without which nothing may run. */
+static long must(int stage, long number, long a, long b, long c, long d)
+{
+    long result = call(number, a, b, c, d);
+    if (result < 0)
+        fail(stage, result);
+    return result;
+}
+
 /* What follows `prefix` in `text`; null when it does not begin so. */
 static const char *after(const char *text, const char *prefix)
 {
@@ -52,11 +61,10 @@ static void enter(const char *directory)
 {
     static char here[PATH_MAX + 1];
     long result;
-    call(SYS_close, RESULT_FD, 0, 0, 0);
-    call(SYS_setsid, 0, 0, 0, 0);
-    if ((result = call(SYS_chdir, (long)directory, 0, 0, 0)) < 0 ||
-        (result = call(SYS_getcwd, (long)here, PATH_MAX, 0, 0)) < 0)
-        fail(STAGE_CHDIR, result);
+    must(STAGE_CHDIR, SYS_close, RESULT_FD, 0, 0, 0);
+    must(STAGE_CHDIR, SYS_setsid, 0, 0, 0, 0);
+    must(STAGE_CHDIR, SYS_chdir, (long)directory, 0, 0, 0);
+    result = must(STAGE_CHDIR, SYS_getcwd, (long)here, PATH_MAX, 0, 0);
     here[result - 1] = '/'; /* the length has the NUL in it */
     /* "(unreachable)" is outside the root: CVE-2024-21626. /proc by another name: refused as by its own. */
     if (here[0] != '/' || after(here, "/proc/"))
@@ -105,8 +113,8 @@ static _Noreturn void become_main(const char *directory, char **argv, char **env
     enter(directory);
     for (int number = 1; number <= LAST_SIGNAL; number++)
         if (number != SIGKILL && number != SIGSTOP)
-            call(SYS_rt_sigaction, number, (long)zero, 0, MASK_BYTES);
-    call(SYS_rt_sigprocmask, SIG_SETMASK, (long)zero, 0, MASK_BYTES);
+            must(STAGE_EXEC, SYS_rt_sigaction, number, (long)zero, 0, MASK_BYTES);
+    must(STAGE_EXEC, SYS_rt_sigprocmask, SIG_SETMASK, (long)zero, 0, MASK_BYTES);
     if (call(SYS_write, STATUS_FD, (long)"E", 1, 0) != 1) /* the helper is gone */
         leave(FAILED);
     fail(STAGE_EXEC, execute(argv, env));
@@ -125,11 +133,12 @@ static _Noreturn void serve(long main_pid)
             /* What a terminal sends goes to the whole group, as from a terminal. */
             call(SYS_kill, number == SIGINT || number == SIGQUIT ? -main_pid : main_pid, number, 0, 0);
         }
-        while (number == SIGCHLD && (pid = call(SYS_wait4, -1, (long)&status, WNOHANG, 0)) > 0)
-            if (pid == main_pid) {
+        while (number == SIGCHLD && (pid = call(SYS_wait4, -1, (long)&status, WNOHANG, 0)) != 0) {
+            if (pid == main_pid)
                 call(SYS_write, RESULT_FD, (long)&status, sizeof status, 0);
-                leave(0); /* the kernel ends the rest */
-            }
+            if (pid == main_pid || pid < 0) /* the latter cannot be: then nobody knows of the end */
+                leave(pid < 0 ? FAILED : 0); /* the kernel ends the rest */
+        }
     }
 }
 
@@ -140,13 +149,11 @@ _Noreturn void begin(long *stack)
     if (stack[0] < 3)
         leave(FAILED);
     /* First: the main process must not write our memory or take our fds. */
-    call(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0);
-    call(SYS_prctl, PR_SET_NAME, (long)"telehandler-ini", 0, 0);
+    must(STAGE_CLONE, SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0);
+    must(STAGE_CLONE, SYS_prctl, PR_SET_NAME, (long)"telehandler-ini", 0, 0);
     for (int fd = STATUS_FD; fd <= RESULT_FD; fd++)
-        call(SYS_fcntl, fd, F_SETFD, FD_CLOEXEC, 0);
-    if ((pid = call(SYS_fork, 0, 0, 0, 0)) < 0)
-        fail(STAGE_CLONE, pid);
-    if (pid == 0)
+        must(STAGE_CLONE, SYS_fcntl, fd, F_SETFD, FD_CLOEXEC, 0);
+    if ((pid = must(STAGE_CLONE, SYS_fork, 0, 0, 0, 0)) == 0)
         become_main(argv[1], argv + 2, env);
     for (int fd = 0; fd < RESULT_FD; fd++)
         call(SYS_close, fd, 0, 0, 0);
