@@ -24,6 +24,8 @@ _HOSTS = f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.
 _MAX_TEXT = 1 << 20  # bytes of the host's resolv.conf or hosts
 
 
+_ESCAPE = re.compile(r"\\([0-7]{3})")  # once: each child would compile it anew
+
 # A row of proc(5)'s mountinfo: its id, that of the mount it lies on, device, place and type.
 _Mount = tuple[str, str, str, str, str]
 _Trees = list[tuple[str, int]]  # places, and fds of detached mounts for them
@@ -32,7 +34,7 @@ _Trees = list[tuple[str, int]]  # places, and fds of detached mounts for them
 # device nodes are the only ones that can be opened: everything else is nodev. /sys is also what hides a directory.
 MOUNTS = (
     ("none", "/sys", "tmpfs", _NOTHING | sc.MS_RDONLY, "size=4k,nr_inodes=1,mode=0555"),
-    ("dev", "/dev", "tmpfs", _DEV, "size=4m,nr_inodes=64,mode=0755"),
+    ("dev", "/dev", "tmpfs", _DEV, "size=64k,nr_inodes=64,mode=0755"),
     ("tmp", "/tmp", "tmpfs", _SAFE, "{tmp}"),
 )
 
@@ -45,7 +47,7 @@ def change_root(profile: Profile, limits: dict[str, int]) -> None:
     # Must come first: nothing below may travel back to the host.
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
     names, mounts = _names(profile), _mounts()
-    covered = (*_TABLES["replaced"], *profile.hidden)
+    covered = tuple(f"{path}/" for path in (*_TABLES["replaced"], *profile.hidden))
     (_, root_fd), *below = _trees(profile.root, "/", sc.MS_RDONLY | _SAFE, covered, mounts)
     binds = [(bind, _SAFE | sc.MS_RDONLY) for bind in profile.read_only] + [(bind, _SAFE) for bind in profile.writable]
     # What the policy binds by name is there, whatever it is; what is mounted below it is not named.
@@ -60,10 +62,10 @@ def change_root(profile: Profile, limits: dict[str, int]) -> None:
     _attach(below)
     os.close(sc.open_nofollow("/proc"))  # a root where it is missing, or a link, gives no job
     sc.mount("proc", "/proc", "proc", _NOTHING)
+    _put_names(names)
     tmp, shm = (_size(limits[name]) for name in ("tmp_bytes", "shm_bytes"))
     for source, target, kind, flags, options in MOUNTS:
         sc.mount(source, target, kind, flags, options.format(tmp=tmp))
-    _put_names(names)
     _fill_dev(shm)
     for name in _TABLES["masked"]:
         _hide(f"/proc/{name}")
@@ -81,24 +83,23 @@ def change_root(profile: Profile, limits: dict[str, int]) -> None:
 def _trees(source: str, target: str, flags: int, covered: tuple[str, ...], mounts: list[_Mount]) -> _Trees:
     """Detached copies of the mount at `source` and of those below it that a job may see: their places, and fds.
 
-    Without back doors, and what lies at or below the paths `covered`, as the job would see them. Each copy is
-    restricted by `flags`; no symbolic link is followed.
+    Without back doors, and what lies at or below the paths `covered`, as the job would see them, each with a slash at
+    its end. Each copy is restricted by `flags`; no symbolic link is followed.
     """
     above, below, host_shm = source.rstrip("/"), target.rstrip("/"), _device_of_shm()
     source_fd = sc.open_nofollow(source)
     found, seen = [(target, sc.detached_copy(source_fd, flags))], {_mount_id(source_fd)}
     skipped = set[tuple[str, str]]()
     for number, parent, device, point, kind in mounts:  # parents first: our namespace was copied in that order
-        # One that lies on the root of a back door covers all of it.
+        # One that lies on the root of what is skipped covers all of that.
         if point.startswith(f"{above}/") and (parent in seen or (parent, point) in skipped):
             place = below + point.removeprefix(above)
-            unwanted = any(f"{place}/".startswith(f"{path}/") for path in covered)
-            if unwanted or _is_back_door(kind, device, point, host_shm):
-                skipped.add((number, point))
-                continue
-            seen.add(number)
-            if (fd := _open_if_there(point)) >= 0 and _mount_id(fd) == number:  # else another covers it
+            unwanted = f"{place}/".startswith(covered) or _is_back_door(kind, device, point, host_shm)
+            if not unwanted and (fd := _open_if_there(point)) >= 0 and _mount_id(fd) == number:
+                seen.add(number)
                 found.append((place, sc.detached_copy(fd, flags)))
+            else:  # or another covers it
+                skipped.add((number, point))
     return found
 
 
@@ -130,7 +131,7 @@ def _mounts() -> list[_Mount]:
     """What is mounted. A space, tab, newline or backslash of a path is there as three octal digits."""
     with open("/proc/self/mountinfo", "rb", buffering=0) as file:
         rows = [line.split(" ") for line in os.fsdecode(file.readall()).splitlines()]
-    places = [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), row[4]) for row in rows]
+    places = [_ESCAPE.sub(lambda match: chr(int(match[1], 8)), row[4]) for row in rows]
     return [(row[0], row[1], row[2], place, row[row.index("-") + 1]) for row, place in zip(rows, places, strict=True)]
 
 
@@ -164,15 +165,18 @@ def _public_text(path: str) -> bytes:
 
 
 def _put_names(names: dict[str, bytes]) -> None:
-    """The files of `names`, each over the one of the root, or over the link that is there: it may lead nowhere."""
+    """The files of `names`, each over the one of the root, or over the link that is there: it may lead nowhere.
+
+    They lie on a file system that the job's /tmp covers. To detach it would make each start wait for all processors.
+    """
+    sc.mount("names", "/tmp", "tmpfs", _NOTHING, "size=4m,mode=0755")
     for path, text in names.items():
         if (target_fd := _open_if_there(path, last_may_be_link=True)) < 0:
             continue  # a root without it: nothing to put it over
-        source = f"/dev/{os.path.basename(path)}"
+        source = f"/tmp/{os.path.basename(path)}"
         with open(source, "xb", buffering=0) as file:
             file.write(text)
         sc.move_mount(sc.detached_copy(sc.open_nofollow(source), _NOTHING | sc.MS_RDONLY), target_fd)
-        os.unlink(source)
 
 
 def _size(size: int) -> str:
