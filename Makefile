@@ -26,6 +26,9 @@ VM_PACKAGES := $(if $(shell grep -sx ID=debian /etc/os-release),qemu-system-x86 
     $(shell apt-cache --names-only search '^virtiofsd$$' 2>/dev/null | cut -d' ' -f1))
 VM_CACHE := /var/cache/telehandler-vm
 
+# A job's init, where there is a compiler; elsewhere the helper's own code is the init.
+INIT := $(if $(shell command -v gcc),helper/init)
+
 PROTO := proto/telehandler/v1/telehandler.proto
 
 .PHONY: help
@@ -33,7 +36,7 @@ help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 .PHONY: build
-build: $(VENV)/.built  ## .venv/bin/telehandler, with what it needs from apt and PyPI
+build: $(VENV)/.built $(INIT)  ## .venv/bin/telehandler, with what it needs from apt and PyPI
 
 # The distribution's python3, because its python3-prctl and python3-cap-ng, which the helper uses, are built for it.
 $(VENV)/.built: pyproject.toml contrib/apt-packages.sh
@@ -41,6 +44,13 @@ $(VENV)/.built: pyproject.toml contrib/apt-packages.sh
 	test -x $(VENV)/bin/pip || /usr/bin/python3 -m venv --clear --system-site-packages $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
+
+# Every job's user executes it: whatever the umask.
+helper/init: contrib/telehandler-init.c
+	gcc -std=c11 -Os -Wall -Wextra -Werror -ffreestanding -fno-stack-protector -fno-pie -static -no-pie -nostdlib \
+	    -Wl,--build-id=none,-z,noexecstack -o $@.new $<
+	chmod 755 $@.new
+	mv $@.new $@
 
 .PHONY: certs
 certs: build  ## ssl/: root, server, client, bubba and admin pairs; keeps what is there
@@ -57,6 +67,7 @@ run: build certs  ## set up, start a server, run a job, stop another, say what h
 
 .PHONY: test
 test: build lint test-packages  ## everything: lint, then all tests
+	$(MAKE) --no-print-directory helper/init
 	$(PYTHON) -m pytest
 
 .PHONY: test-vm
@@ -103,6 +114,11 @@ bench: build  ## throughput, latency and memory, beside raw TLS: make bench ARGS
 	contrib/apt-packages.sh iproute2
 	$(SUDO) env PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m bench $(ARGS)
 
+.PHONY: bench-starts
+bench-starts: build  ## starts of the helper, and what a live job costs, beside bubblewrap
+	contrib/apt-packages.sh bubblewrap
+	$(SUDO) env PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m bench.starts $(ARGS)
+
 .PHONY: bench-docs
 bench-docs: build  ## the tables and plots of docs/performance.md, from bench/results/2-cores.json
 	$(PYTHON) -m bench.docs $(ARGS)
@@ -124,9 +140,11 @@ lint: build  ## ruff, mypy --strict, and the contracts of imports between folder
 	$(VENV)/bin/lint-imports
 
 .PHONY: install-helper
-install-helper:  ## the helper and a policy, root's own, for use through sudo
+install-helper: $(INIT)  ## the helper and a policy, root's own, for use through sudo
 	$(SUDO) install -d -m 755 $(LIBDIR) $(LIBDIR)/helper $(CONFDIR)
 	$(SUDO) install -m 644 helper/*.py helper/*.toml $(LIBDIR)/helper
+	$(SUDO) rm -f $(LIBDIR)/helper/init
+	test ! -e helper/init || $(SUDO) install -m 755 helper/init $(LIBDIR)/helper
 	$(SUDO) install -m 644 contrib/policy-no-limits.toml $(LIBDIR)
 	test -e $(CONFDIR)/policy.toml || $(SUDO) install -m 644 contrib/policy.toml $(CONFDIR)
 
@@ -138,6 +156,8 @@ install-group: install-helper
 .PHONY: install
 install: install-group  ## install-helper, and the setuid wrapper for members of the group telehandler
 	contrib/apt-packages.sh gcc libc6-dev
+	$(MAKE) --no-print-directory helper/init
+	$(SUDO) install -m 755 helper/init $(LIBDIR)/helper
 	built=$$(mktemp) && trap 'rm -f "$$built"' EXIT && \
 	gcc -std=c11 -O2 -Wall -Wextra -Werror -fstack-protector-strong -D_FORTIFY_SOURCE=2 -fPIE -pie -Wl,-z,relro,-z,now \
 	    -DHELPER='"$(LIBDIR)/helper"' -o "$$built" contrib/telehandler-helper.c && \
@@ -157,6 +177,6 @@ uninstall:  ## removes every trace of the install targets, the policy and the gr
 
 .PHONY: clean
 clean:  ## removes what was built here and the kernel of tests/vm; ssl/ stays
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) helper/init build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	test ! -e $(VM_CACHE) || $(SUDO) rm -rf $(VM_CACHE)

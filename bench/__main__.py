@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from bench import bars, clients, fanout, idle, latency, links, memory, verify
-from bench.ground import GIB, ground
+from bench.ground import GIB, cpu_model, ground
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = 1
@@ -84,7 +84,7 @@ def _machine() -> dict[str, str | float]:
     return {
         "cores": os.cpu_count() or 0,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB),
-        "cpu": _cpu(),
+        "cpu": cpu_model(),
         "kernel": ".".join(platform.release().split("-")[0].split(".")[:2]),
         "python": platform.python_version(),
         "grpc": str(grpc.__version__),
@@ -95,17 +95,9 @@ def _machine() -> dict[str, str | float]:
     }
 
 
-def _cpu() -> str:
-    """As it calls itself, and its model: many virtual ones go by the same name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = found.get("model name", "unknown").replace("(R)", "")
-    return f"{name}, model {found['model']}" if "model" in found else name
-
-
 def _kind() -> str:
     """Of this machine, as a file's name: figures of one kind are compared with each other alone."""
-    return re.sub("[^a-z0-9]+", "-", f"{os.cpu_count()} cores {_cpu()}".lower())
+    return re.sub("[^a-z0-9]+", "-", f"{os.cpu_count()} cores {cpu_model()}".lower())
 
 
 def _commit() -> str:

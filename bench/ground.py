@@ -134,3 +134,11 @@ def watch_request(name: str, zstd: bool = False) -> bytes:
 def cpu_s(pid: int) -> float:
     """User and system time of a process with all its threads."""
     return cpu_ticks(pid) / _TICKS
+
+
+def cpu_model() -> str:
+    """As it calls itself, and its model: many virtual ones go by the same name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = found.get("model name", "unknown").replace("(R)", "")
+    return f"{name}, model {found['model']}" if "model" in found else name

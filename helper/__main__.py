@@ -169,6 +169,7 @@ def main() -> int:
         sock, rules, peer_fd = _set_up(options)
         if sock.type is socket.SOCK_STREAM:
             return _keep(sock)
+        confine.drop_bounding_set()
         monitor = Monitor(Link(sock), rules, Uids(rules), options.get("--cgroup-root", rules.cgroup_root))
     except (policy.SetupError, OSError, MemoryError) as error:
         log(str(error) or "out of memory")

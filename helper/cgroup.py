@@ -38,13 +38,13 @@ def find_root(wanted: str) -> str:
 
 def write(dir_fd: int | None, name: str, value: str) -> None:
     """Writes a file of a cgroup, or with None one of /proc, in one write, as the kernel wants it."""
-    with open(os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd), "w") as file:
-        file.write(value)
+    with open(os.open(name, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd), "wb", buffering=0) as file:
+        file.write(value.encode())
 
 
 def read(dir_fd: int, name: str) -> str:
-    with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd)) as file:
-        return file.read(_READ_BOUND)
+    with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=dir_fd), "rb", buffering=0) as file:
+        return (file.read(_READ_BOUND) or b"").decode(errors="replace")
 
 
 def number(dir_fd: int, name: str, key: str = "") -> int:

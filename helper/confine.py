@@ -27,7 +27,6 @@ FILTER = seccomp.program()
 with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as _file:
     LAST_CAPABILITY = int(_file.read())  # may be more than prctl and capng know by name
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
-_MAX_CPUS = 8192  # the most that x86_64 has; the kernel takes of them what there is
 RLIMITS = data("rlimits.toml")
 
 
@@ -63,7 +62,6 @@ def set_scheduling() -> None:
     """An ordinary process on all processors, whose place the cgroup decides."""
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # resets SCHED_RESET_ON_FORK too
     os.setpriority(os.PRIO_PROCESS, 0, 0)
-    os.sched_setaffinity(0, range(_MAX_CPUS))
     syscalls.default_scheduling()
 
 
@@ -76,11 +74,14 @@ def set_proc_attributes(uid: int) -> None:
         cgroup.write(None, "/proc/self/loginuid", str(uid))
 
 
-def drop_privileges(uid: int) -> None:
-    """Gives up every privilege for good, then reads back what the kernel says."""
-    # The bounding set first: it takes CAP_SETPCAP, which goes with uid 0.
+def drop_bounding_set() -> None:
+    """The helper's own, which its children have from it: it executes nothing as root, and no job regains anything."""
     for capability in range(LAST_CAPABILITY + 1):
         prctl.capbset_drop(capability)
+
+
+def drop_privileges(uid: int) -> None:
+    """Gives up every privilege for good, then reads back what the kernel says."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
@@ -99,8 +100,9 @@ def drop_privileges(uid: int) -> None:
 
 
 def _read_back(uid: int) -> None:
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        status = {name: value.split() for name, _, value in (line.partition(":") for line in file)}
+    with open("/proc/self/status", "rb", buffering=0) as file:
+        rows = [line.partition(":") for line in file.readall().decode("ascii", "replace").splitlines()]
+    status = {name: value.split() for name, _, value in rows}
     wanted = {"Uid": [str(uid)] * 4, "Gid": [str(uid)] * 4, "Groups": [], "NoNewPrivs": ["1"], "Seccomp": ["2"]}
     wanted |= {f"Cap{name}": ["0" * 16] for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")}
     wrong = [name for name, value in wanted.items() if status.get(name) != value]

@@ -50,6 +50,7 @@ class Jobs:
 
     def __init__(self, base: cgroup.Base, uids: Uids, events: Events, link: Link) -> None:
         self._base, self._uids, self._events, self._link = base, uids, events, link
+        self._init = spawn.open_init()
         self.table: dict[int, Job] = {}
 
     def live(self, handle: int, *states: JobState) -> Job:
@@ -68,7 +69,7 @@ class Jobs:
             for file, value in order.rows:
                 cgroup.write(job.fds["cgroup"], file, value)
             stage = Stage.CLONE
-            job.pid, fds = spawn.spawn(order, job.fds["cgroup"])
+            job.pid, fds = spawn.spawn(order, job.fds["cgroup"], self._init)
         except OSError as error:
             self._close(job, *job.fds)
             self._uids.give_back(job.uid)

@@ -78,6 +78,5 @@ def program() -> bytes:
     for number in (_SOCKET, _SOCKETPAIR):
         filter_ += _when(_JEQ, number, _sockets(TABLE["sockets"]))
     filter_ += _when(_JEQ, _CLONE3, unknown)
-    for number, _ in TABLE["denied"].values():
-        filter_ += _when(_JEQ, number, _fail(errno.EPERM))
-    return filter_ + _op(_RETURN, _ALLOW)
+    denied = [number for number, _ in TABLE["denied"].values()]
+    return filter_ + _one_of(_JEQ, denied, _op(_RETURN, _ALLOW)) + _fail(errno.EPERM)

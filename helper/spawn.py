@@ -23,8 +23,9 @@ STATUS = struct.Struct("<ii")  # stage, errno
 RESULT = struct.Struct("<i")  # wait status of the main process
 EXEC_NEXT = b"E"
 _PIPES = {"status": os.O_NONBLOCK, "result": os.O_NONBLOCK, "stdout": 0, "stderr": 0}
-_CHILD_FDS = ("stdin", "stdout", "stderr", "status", "result")  # as 0 to 4
-_STATUS_FD, _RESULT_FD = 3, 4
+_CHILD_FDS = ("stdin", "stdout", "stderr", "status", "result")  # as 0 to 4; the init's file, if there is one, as 5
+_STATUS_FD, _RESULT_FD, _INIT_FD = 3, 4, 5
+_INIT = os.path.join(os.path.dirname(os.path.realpath(__file__)), "init")
 _NAMESPACES = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC
 _ALL = signal.valid_signals()
 # Signals that an init cannot wait for, SIGSTOP and the two that libc keeps to itself, come as the value of another. So
@@ -45,8 +46,18 @@ class Order(NamedTuple):
     merge_stderr: bool  # stdout's pipe is stderr's too; the pipe of stderr has no writer, so it is at its end
 
 
-def spawn(order: Order, cgroup_fd: int) -> tuple[int, dict[str, int]]:
-    """Clones the job's init into the cgroup: its pid, and our fds of it, by name.
+def open_init() -> list[int]:
+    """An fd of contrib/telehandler-init.c's program; none where it was not built: then `_init` is what a job has.
+
+    It lies beside our code, so `policy.trusted_code` has checked it.
+    """
+    with suppress(FileNotFoundError):
+        return [os.open(_INIT, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)]
+    return []
+
+
+def spawn(order: Order, cgroup_fd: int, init: list[int]) -> tuple[int, dict[str, int]]:
+    """Clones the job's init into the cgroup: its pid, and our fds of it, by name. `init` is open_init's.
 
     pidfd, status, result, stdout and stderr. Raises OSError; nothing is left open then.
     """
@@ -62,7 +73,7 @@ def spawn(order: Order, cgroup_fd: int) -> tuple[int, dict[str, int]]:
         network = 0 if order.profile.network == "host" else syscalls.CLONE_NEWNET
         pid, ours["pidfd"] = syscalls.clone3(_NAMESPACES | network, cgroup_fd)
         if pid == 0:
-            _child(order, [childs[name] for name in _CHILD_FDS])
+            _child(order, [childs[name] for name in _CHILD_FDS] + init)
         return pid, ours
     except OSError:
         childs |= {f"our {name}": fd for name, fd in ours.items()}
@@ -85,7 +96,7 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
         os.umask(0o022)
         stage = Stage.MOUNT
         view.change_root(order.profile, order.limits)
-        os.closerange(_RESULT_FD + 1, os.sysconf("SC_OPEN_MAX"))
+        os.closerange(len(fds), os.sysconf("SC_OPEN_MAX"))
         stage = Stage.NETWORK
         socket.sethostname(view.HOSTNAME)
         if order.profile.network != "host":
@@ -99,13 +110,17 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
         for fd in (1, 2):  # so that the job can open /dev/stdout and /dev/stderr
             os.fchown(fd, order.uid, order.uid)
         confine.drop_privileges(order.uid)
-        stage = Stage.CLONE
+        stage, env = Stage.CLONE, dict(entry.split(b"=", 1) for entry in order.env)
+        if len(fds) > _INIT_FD:
+            for fd in (_STATUS_FD, _RESULT_FD):
+                os.set_inheritable(fd, True)
+            os.execve(_INIT_FD, [b"telehandler-init", order.cwd, *order.argv], env)
         main = os.fork()
         if main == 0:
             stage = Stage.CHDIR
             _enter(order.cwd)
             stage = Stage.EXEC
-            _exec(order)
+            _exec(order.argv, env)
         _init(main)
     except BaseException as error:
         with suppress(OSError):  # already closed in the init, or the helper is gone
@@ -115,11 +130,11 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
 
 
 def _arrange_fds(fds: list[int]) -> None:
-    """stdin, stdout, stderr, status and result become 0 to 4; everything else is closed."""
+    """stdin, stdout, stderr, status, result and the init's file become 0 to 5; everything else is closed."""
     # Copied up first: a source must not be a target.
-    for target, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD, _RESULT_FD + 1) for fd in fds]):
+    for target, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD, len(fds)) for fd in fds]):
         os.dup2(fd, target, inheritable=target <= 2)
-    os.closerange(_RESULT_FD + 1, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(len(fds), os.sysconf("SC_OPEN_MAX"))
 
 
 def _enter(directory: bytes) -> None:
@@ -133,16 +148,19 @@ def _enter(directory: bytes) -> None:
         raise OSError(errno.EINVAL, "outside the root, or in /proc")
 
 
-def _exec(order: Order) -> NoReturn:
+def _exec(argv: list[bytes], env: dict[bytes, bytes]) -> NoReturn:
     """Clean signals, then exec as given; PATH is the job's and is searched in its root."""
     syscalls.default_signals()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.write(_STATUS_FD, EXEC_NEXT)
-    os.execvpe(order.argv[0], order.argv, dict(entry.split(b"=", 1) for entry in order.env))
+    os.execvpe(argv[0], argv, env)
 
 
 def _init(main: int) -> NoReturn:
-    """pid 1: reaps orphans, passes signals on, ends with the main process; the kernel ends the rest."""
+    """pid 1 without contrib/telehandler-init.c: reaps orphans, passes signals on, ends with the main process.
+
+    The kernel ends the rest.
+    """
     os.closerange(0, _RESULT_FD)
     while True:
         info = signal.sigwaitinfo(_ALL)

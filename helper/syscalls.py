@@ -17,14 +17,16 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 32, 4096, 16384, 1 << 18, 2
 _PERSONALITY_OF_X86_64, _PR_SET_TIMERSLACK, _DEFAULT_SLACK_NS, _IOPRIO_WHO_PROCESS = 0, 29, 50_000, 1
 
-_AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
+_AT_FDCWD, _AT_EMPTY_PATH, _ATTR_BYTES = -100, 0x1000, 32
 _OPEN_TREE_CLONE, _RESOLVE_NO_SYMLINKS, _MOVE_MOUNT_EMPTY_PATHS = 1, 4, 0x4 | 0x40  # the last: both ends are fds
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _KEYCTL_JOIN_SESSION_KEYRING = 22, 2, 1
 
-_SYS_SET_MEMPOLICY, _SYS_IOPRIO_SET = 238, 251
+_SYS_SCHED_SETAFFINITY, _SYS_SET_MEMPOLICY, _SYS_IOPRIO_SET = 203, 238, 251
 _SYS_RT_SIGACTION, _SYS_PIVOT_ROOT, _SYS_KEYCTL, _SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 13, 155, 250, 428, 429
 _SYS_PIDFD_SEND_SIGNAL, _SYS_CLONE3, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 424, 435, 437, 442
 SI_QUEUE, _SIGINFO_BYTES = -1, 128  # the first: si_code of a signal with a value
+
+_ALL_CPUS = b"\xff" * 1024  # of the 8,192 that x86_64 can have, the kernel takes what there is
 
 # PyDLL keeps the GIL: clone3 must return in the child with the interpreter's locks as they were.
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -80,20 +82,17 @@ def open_nofollow(path: str, last_may_be_link: bool = False) -> int:
     return _check(_libc.syscall(_SYS_OPENAT2, _AT_FDCWD, os.fsencode(path), how, len(how)), path)
 
 
-def open_tree(path_fd: int) -> int:
-    """A detached copy of the mounts at an O_PATH fd and below, as an fd. See open_tree(2)."""
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE | _AT_EMPTY_PATH
-    return _check(_libc.syscall(_SYS_OPEN_TREE, path_fd, b"", flags), "open_tree")
+def detached_copy(path_fd: int, flags: int) -> int:
+    """A detached copy of the mount at an O_PATH fd, from there down, without those below, as an fd.
 
-
-def mount_setattr(tree_fd: int, flags: int) -> None:
-    """Sets `flags` (MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC) on every mount of a tree.
-
-    MOUNT_ATTR_* has the same values as these four MS_*. See mount_setattr(2).
+    It is restricted by `flags` (MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC), whose values MOUNT_ATTR_* has too. See
+    open_tree(2), mount_setattr(2).
     """
+    clone = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH
+    tree_fd = _check(_libc.syscall(_SYS_OPEN_TREE, path_fd, b"", clone), "open_tree")
     attributes = struct.pack("<4Q", flags, 0, 0, 0)
-    at = _AT_EMPTY_PATH | _AT_RECURSIVE
-    _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree_fd, b"", at, attributes, len(attributes)), "mount_setattr")
+    _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree_fd, b"", _AT_EMPTY_PATH, attributes, _ATTR_BYTES), "mount_setattr")
+    return tree_fd
 
 
 def move_mount(tree_fd: int, target_fd: int) -> None:
@@ -114,10 +113,11 @@ def pidfd_queue_signal(pidfd: int, number: int, value: int) -> None:
 
 
 def default_scheduling() -> None:
-    """What sched(7) does not name: I/O priority, timer slack, address randomisation, the NUMA policy of memory.
+    """All processors; I/O priority, timer slack, address randomisation, the NUMA policy of memory.
 
-    See ioprio_set(2), prctl(2), personality(2), set_mempolicy(2).
+    See sched_setaffinity(2), ioprio_set(2), prctl(2), personality(2), set_mempolicy(2).
     """
+    _check(_libc.syscall(_SYS_SCHED_SETAFFINITY, 0, len(_ALL_CPUS), _ALL_CPUS), "sched_setaffinity")
     _check(_libc.syscall(_SYS_IOPRIO_SET, _IOPRIO_WHO_PROCESS, 0, 0), "ioprio_set")
     _check(_libc.prctl(_PR_SET_TIMERSLACK, _DEFAULT_SLACK_NS, 0, 0, 0), "timer slack")
     _check(_libc.personality(_PERSONALITY_OF_X86_64), "personality")

@@ -16,7 +16,6 @@ from helper.policy import Profile, data
 HOSTNAME = "sandbox"
 _SAFE, _DEV = sc.MS_NOSUID | sc.MS_NODEV, sc.MS_NOSUID | sc.MS_NOEXEC
 _NOTHING = _SAFE | sc.MS_NOEXEC
-_EMPTY = "size=4k,nr_inodes=1,mode=0555"
 _TABLES = data("view.toml")
 # Terminals of a job. All jobs together have those that kernel.pty.max leaves beside kernel.pty.reserve, the host's own.
 _PTYS = 32
@@ -24,10 +23,17 @@ _INODE_BYTES = 4096  # of a file system in memory, one file for each: inodes are
 _HOSTS = f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {HOSTNAME}\n".encode()
 _MAX_TEXT = 1 << 20  # bytes of the host's resolv.conf or hosts
 
+
+_ESCAPE = re.compile(r"\\([0-7]{3})")  # once: each child would compile it anew
+
+# A row of proc(5)'s mountinfo: its id, that of the mount it lies on, device, place and type.
+_Mount = tuple[str, str, str, str, str]
+_Trees = list[tuple[str, int]]  # places, and fds of detached mounts for them
+
 # mount(2)'s arguments for the mounts every job gets beside /proc, in order, after its root has become `/`. Our own
-# device nodes are the only ones that can be opened: everything else is nodev.
+# device nodes are the only ones that can be opened: everything else is nodev. /sys is also what hides a directory.
 MOUNTS = (
-    ("none", "/sys", "tmpfs", _NOTHING | sc.MS_RDONLY, _EMPTY),
+    ("none", "/sys", "tmpfs", _NOTHING | sc.MS_RDONLY, "size=4k,nr_inodes=1,mode=0555"),
     ("dev", "/dev", "tmpfs", _DEV, "size=64k,nr_inodes=64,mode=0755"),
     ("tmp", "/tmp", "tmpfs", _SAFE, "{tmp}"),
 )
@@ -40,10 +46,12 @@ def change_root(profile: Profile, limits: dict[str, int]) -> None:
     """
     # Must come first: nothing below may travel back to the host.
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
-    names, host_shm = _names(profile), _device_of_shm()
-    root_fd = _detached(profile.root, sc.MS_RDONLY | _SAFE)
+    names, mounts = _names(profile), _mounts()
+    covered = tuple(f"{path}/" for path in (*_TABLES["replaced"], *profile.hidden))
+    (_, root_fd), *below = _trees(profile.root, "/", sc.MS_RDONLY | _SAFE, covered, mounts)
     binds = [(bind, _SAFE | sc.MS_RDONLY) for bind in profile.read_only] + [(bind, _SAFE) for bind in profile.writable]
-    trees = [(bind.partition(":")[2], _detached(bind.partition(":")[0], flags)) for bind, flags in binds]
+    # What the policy binds by name is there, whatever it is; what is mounted below it is not named.
+    named = [_trees(bind.split(":")[0], bind.split(":")[1], flags, (), mounts) for bind, flags in binds]
     # /tmp exists everywhere; only this namespace sees it covered.
     sc.move_mount(root_fd, sc.open_nofollow("/tmp"))
     os.fchdir(root_fd)
@@ -51,9 +59,9 @@ def change_root(profile: Profile, limits: dict[str, int]) -> None:
     sc.pivot_root(".", ".")
     sc.umount2(".", sc.MNT_DETACH)
     os.chdir("/")
-    _replace_proc()
-    # What is covered below goes as well: the table of mounts tells a job nothing of it.
-    _detach_mounts("/", (*_TABLES["replaced"], *profile.hidden), host_shm)
+    _attach(below)
+    os.close(sc.open_nofollow("/proc"))  # a root where it is missing, or a link, gives no job
+    sc.mount("proc", "/proc", "proc", _NOTHING)
     _put_names(names)
     tmp, shm = (_size(limits[name]) for name in ("tmp_bytes", "shm_bytes"))
     for source, target, kind, flags, options in MOUNTS:
@@ -68,29 +76,41 @@ def change_root(profile: Profile, limits: dict[str, int]) -> None:
     # Must come after /proc is ours: targets are named through it.
     for path in (*profile.hidden, "/run"):
         _hide(path)
-    for target, tree_fd in trees:
-        sc.move_mount(tree_fd, sc.open_nofollow(target))
-        # What the policy binds by name stays; what is mounted below it is not named.
-        _detach_mounts(f"{target}/", (), host_shm)
+    for trees in named:
+        _attach(trees)
 
 
-def _detached(path: str, flags: int) -> int:
-    """A detached copy of the mounts at `path`, restricted by `flags`; no symbolic link is followed."""
-    tree_fd = sc.open_tree(sc.open_nofollow(path))
-    sc.mount_setattr(tree_fd, flags)
-    return tree_fd
+def _trees(source: str, target: str, flags: int, covered: tuple[str, ...], mounts: list[_Mount]) -> _Trees:
+    """Detached copies of the mount at `source` and of those below it that a job may see: their places, and fds.
+
+    Without back doors, and what lies at or below the paths `covered`, as the job would see them, each with a slash at
+    its end. Each copy is restricted by `flags`; no symbolic link is followed.
+    """
+    above, below, host_shm = source.rstrip("/"), target.rstrip("/"), _device_of_shm()
+    source_fd = sc.open_nofollow(source)
+    found, seen = [(target, sc.detached_copy(source_fd, flags))], {_mount_id(source_fd)}
+    skipped = set[tuple[str, str]]()
+    for number, parent, device, point, kind in mounts:  # parents first: our namespace was copied in that order
+        # One that lies on the root of what is skipped covers all of that.
+        if point.startswith(f"{above}/") and (parent in seen or (parent, point) in skipped):
+            place = below + point.removeprefix(above)
+            unwanted = f"{place}/".startswith(covered) or _is_back_door(kind, device, point, host_shm)
+            if not unwanted and (fd := _open_if_there(point)) >= 0 and _mount_id(fd) == number:
+                seen.add(number)
+                found.append((place, sc.detached_copy(fd, flags)))
+            else:  # or another covers it
+                skipped.add((number, point))
+    return found
 
 
-def _replace_proc() -> None:
-    """/proc of the job's own. A root where it is missing, or a link, gives no job."""
-    os.close(sc.open_nofollow("/proc"))
-    try:
-        while True:
-            sc.umount2("/proc", sc.MNT_DETACH)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # no mount point any more
-            raise
-    sc.mount("proc", "/proc", "proc", _NOTHING)
+def _attach(trees: _Trees) -> None:
+    for place, tree_fd in trees:
+        sc.move_mount(tree_fd, sc.open_nofollow(place))
+
+
+def _mount_id(fd: int) -> str:
+    with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as file:
+        return file.readall().partition(b"mnt_id:")[2].split()[0].decode()
 
 
 def _device_of_shm() -> str:
@@ -107,41 +127,12 @@ def _is_back_door(kind: str, device: str, point: str, host_shm: str) -> bool:
     return kind in _TABLES["kernels"] or (kind == "tmpfs" and (device == host_shm or point.endswith("/shm")))
 
 
-def _detach_mounts(below: str, covered: tuple[str, ...], host_shm: str) -> None:
-    """Detaches back doors below a directory, and what lies at or below the paths `covered`; never our own /proc.
-
-    One that another mount covers cannot be reached, and stays.
-    """
-    gone = {""}
-    while gone:  # until a pass finds nothing: what was covered may have come to light
-        gone = set()
-        for number, parent, point, kind, device in _mounts():
-            inside = point.startswith(below) and point not in (below, "/proc")
-            unwanted = any(f"{point}/".startswith(f"{path}/") for path in covered)
-            unwanted = unwanted or _is_back_door(kind, device, point, host_shm)
-            if parent in gone or (inside and unwanted and _detach(point, number)):
-                gone.add(number)
-
-
-def _mounts() -> list[tuple[str, str, str, str, str]]:
-    """The id, the one it lies on, place, type and device of each mount: proc(5)."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [line.split(" ") for line in file]
-    # A space, tab, newline or backslash of a path is there as three octal digits.
-    places = [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), row[4]) for row in rows]
-    return [(row[0], row[1], place, row[row.index("-") + 1], row[2]) for row, place in zip(rows, places, strict=True)]
-
-
-def _detach(point: str, number: str) -> bool:
-    """Detaches what is at `point`, with all below it, if that is the mount `number`."""
-    if (fd := _open_if_there(point)) < 0:
-        return False
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-        is_it = f"mnt_id:\t{number}\n" in file.read()
-    if is_it:
-        sc.umount2(f"/proc/self/fd/{fd}", sc.MNT_DETACH)
-    os.close(fd)
-    return is_it
+def _mounts() -> list[_Mount]:
+    """What is mounted. A space, tab, newline or backslash of a path is there as three octal digits."""
+    with open("/proc/self/mountinfo", "rb", buffering=0) as file:
+        rows = [line.split(" ") for line in os.fsdecode(file.readall()).splitlines()]
+    places = [_ESCAPE.sub(lambda match: chr(int(match[1], 8)), row[4]) for row in rows]
+    return [(row[0], row[1], row[2], place, row[row.index("-") + 1]) for row, place in zip(rows, places, strict=True)]
 
 
 def _open_if_there(path: str, last_may_be_link: bool = False) -> int:
@@ -174,16 +165,18 @@ def _public_text(path: str) -> bytes:
 
 
 def _put_names(names: dict[str, bytes]) -> None:
-    """The files of `names`, each over the one of the root, or over the link that is there: it may lead nowhere."""
+    """The files of `names`, each over the one of the root, or over the link that is there: it may lead nowhere.
+
+    They lie on a file system that the job's /tmp covers. To detach it would make each start wait for all processors.
+    """
     sc.mount("names", "/tmp", "tmpfs", _NOTHING, "size=4m,mode=0755")
     for path, text in names.items():
         if (target_fd := _open_if_there(path, last_may_be_link=True)) < 0:
             continue  # a root without it: nothing to put it over
         source = f"/tmp/{os.path.basename(path)}"
-        with open(source, "xb") as file:
+        with open(source, "xb", buffering=0) as file:
             file.write(text)
-        sc.move_mount(_detached(source, _NOTHING | sc.MS_RDONLY), target_fd)
-    sc.umount2("/tmp", sc.MNT_DETACH)
+        sc.move_mount(sc.detached_copy(sc.open_nofollow(source), _NOTHING | sc.MS_RDONLY), target_fd)
 
 
 def _size(size: int) -> str:
@@ -204,13 +197,11 @@ def _fill_dev(shm: str) -> None:
 
 
 def _hide(path: str) -> None:
-    """Covers a directory with an empty one, a file with /dev/null; what is absent is hidden already."""
+    """Covers a directory with /sys, which is empty, a file with /dev/null; what is absent is hidden already."""
     try:
         fd = sc.open_nofollow(path)
     except FileNotFoundError:
         return
-    if stat.S_ISDIR(os.fstat(fd).st_mode):
-        sc.mount("none", f"/proc/self/fd/{fd}", "tmpfs", _NOTHING | sc.MS_RDONLY, _EMPTY)
-    else:
-        sc.mount("/dev/null", f"/proc/self/fd/{fd}", None, sc.MS_BIND)
+    source = "/sys" if stat.S_ISDIR(os.fstat(fd).st_mode) else "/dev/null"
+    sc.mount(source, f"/proc/self/fd/{fd}", None, sc.MS_BIND)
     os.close(fd)

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from support.certificates import make_certificates
 from support.cgroups import cgroup_root, our_cgroups
+from support.checkout import ROOT
+from support.helper_copy import helper_without_init
 from support.policies import policy_text
 from support.servers import Server
 from vm.boots import Guests
@@ -79,6 +81,15 @@ def policy(place: Path) -> Path:
     path.write_text(policy_text())
     path.chmod(0o644)
     return path
+
+
+@pytest.fixture(scope="session", params=["compiled", "python"])
+def code(request: pytest.FixtureRequest, place: Path) -> Path:
+    """The helper with each of a job's two inits, for what must be the same with both."""
+    if request.param == "python":
+        return helper_without_init(place)
+    assert (ROOT / "helper" / "init").exists(), "run `make helper/init`"
+    return ROOT
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from support.checkout import ROOT
 from support.helper_driver import ENV, TAG, VIOLATION, Helper, Job, read_both
 from support.syscall_faults import ROLES, Tracer
 from support.wait import wait_until
@@ -40,8 +41,8 @@ _START = dict.fromkeys(wire.LIMITS.split(), 0) | {
 class TracedHelper:
     """A helper that is traced, and what must be as before after each start."""
 
-    def __init__(self, policy: Path) -> None:
-        self.helper = Helper(policy)
+    def __init__(self, policy: Path, code: Path = ROOT) -> None:
+        self.helper = Helper(policy, code=code)
         self.tracer = Tracer(self.helper)
         self.proc = Path(f"/proc/{self.helper.process.pid}")
         self.before = self.leftovers()
@@ -124,8 +125,8 @@ _FOR_MEMORY = {"mmap", "mremap", "munmap", "brk", "madvise"}
 
 
 @contextmanager
-def _traced_helper(policy: Path) -> Iterator[TracedHelper]:
-    traced = TracedHelper(policy)
+def _traced_helper(policy: Path, code: Path = ROOT) -> Iterator[TracedHelper]:
+    traced = TracedHelper(policy, code)
     try:
         yield traced
     finally:
@@ -134,15 +135,17 @@ def _traced_helper(policy: Path) -> Iterator[TracedHelper]:
 
 @pytest.mark.parametrize("error", [errno.ENOMEM, errno.EINTR], ids=errno.errorcode.get)
 @pytest.mark.parametrize("role", ROLES)
-def test_s34_a_fault_at_any_system_call_of_a_start_leaves_nothing(policy: Path, role: str, error: int) -> None:
-    with _traced_helper(policy) as traced:
+def test_s34_a_fault_at_any_system_call_of_a_start_leaves_nothing(
+    policy: Path, code: Path, role: str, error: int
+) -> None:
+    with _traced_helper(policy, code) as traced:
         clean = traced.start()
         assert clean
         assert "end" in clean
         calls = traced.tracer.calls[role]
     index, failed = 0, 0
     while index < len(calls):
-        with _traced_helper(policy) as traced:
+        with _traced_helper(policy, code) as traced:
             while index < len(calls) and not traced.tracer.ended():
                 seen = traced.start((role, index, error))
                 # A job that did start may have been killed early, but what it saw is what every job sees.
@@ -153,29 +156,37 @@ def test_s34_a_fault_at_any_system_call_of_a_start_leaves_nothing(policy: Path, 
     assert failed > sum(name not in _FOR_MEMORY for name in calls) * 0.9
 
 
-def test_s18_a_step_of_the_confinement_that_fails_ends_the_start(policy: Path) -> None:
+def test_s18_a_step_of_the_confinement_that_fails_ends_the_start(policy: Path, code: Path) -> None:
     steps = "dup2 unshare open_tree mount_setattr move_mount pivot_root umount2 mount mknodat sethostname prlimit64 "
-    steps += "fchown prctl setgroups setresgid setresuid keyctl capset openat clone"
-    with _traced_helper(policy) as traced:
+    steps += "fchown sched_setaffinity prctl setgroups setresgid setresuid keyctl capset openat"
+    with _traced_helper(policy, code) as traced:
         traced.start()
-        calls = traced.tracer.calls["init"]
-        for name in steps.split():
-            last = len(calls) - 1 - calls[::-1].index(name)
-            assert traced.start(("init", last, errno.EPERM)) is None, name
-            assert traced.tracer.failed == name
+        calls, main = traced.tracer.calls["init"], traced.tracer.calls["main"]
+        # The last of each name, but for what the compiled init does: that begins with prctl.
+        program = calls.index("execveat") + 1 if code == ROOT else calls.index("clone")
+        last = [program - 1 - calls[program - 1 :: -1].index(name) for name in steps.split()]
+        rest = [program - 1, *range(program, calls.index("fork") + 1)] if code == ROOT else [program]
+        for index in [*last, *rest]:
+            assert traced.start(("init", index, errno.EPERM)) is None, calls[index]
+            assert traced.tracer.failed == calls[index]
             assert "execve" not in traced.tracer.calls["main"]
+        for index in range(main.index("execve")):
+            if main[index] in ("setsid", "chdir", "getcwd", "rt_sigaction", "rt_sigprocmask"):
+                assert traced.start(("main", index, errno.EPERM)) is None, main[index]
+                assert "execve" not in traced.tracer.calls["main"]
 
 
-def test_s17_groups_gid_and_uid_go_in_that_order_and_are_read_back(policy: Path) -> None:
-    with _traced_helper(policy) as traced:
+def test_s17_groups_gid_and_uid_go_in_that_order_and_are_read_back(policy: Path, code: Path) -> None:
+    with _traced_helper(policy, code) as traced:
+        status = (traced.proc / "status").read_text()
         traced.start()
         calls = traced.tracer.calls["init"]
-    assert calls.count("prctl") > int(Path("/proc/sys/kernel/cap_last_cap").read_text())
-    order = "prctl setgroups setresgid setresuid keyctl capset openat read setuid clone".split()
+    order = "setgroups setresgid setresuid keyctl capset prctl openat read setuid".split()
     after = 0
-    for name in order:
+    for name in [*order, "execveat" if code == ROOT else "clone"]:
         after = calls.index(name, after) + 1
     assert not {"setresuid", "setresgid", "capset"} & set(calls[after:])
+    assert f"CapBnd:\t{'0' * 16}\n" in status  # what a job inherits
 
 
 def test_s16_every_process_is_born_in_the_jobs_cgroup(policy: Path) -> None:
@@ -191,9 +202,9 @@ def test_s16_every_process_is_born_in_the_jobs_cgroup(policy: Path) -> None:
     assert "openat" not in calls[clone : calls.index("wait4")]
 
 
-def test_s35_each_fork_ends_in_exec_or_exit(policy: Path) -> None:
+def test_s35_each_fork_ends_in_exec_or_exit(policy: Path, code: Path) -> None:
     """The init that is told to end at its last step, and a main process whose exec fails, leave by _exit."""
-    with _traced_helper(policy) as traced:
+    with _traced_helper(policy, code) as traced:
         traced.start()
         assert traced.tracer.calls["init"][-1] == "exit_group"
         assert traced.tracer.calls["main"][-1] == "execve"

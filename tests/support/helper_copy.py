@@ -22,3 +22,11 @@ def helper_copy(place: Path, name: str, **constants: object) -> Path:
             changed += count
         assert changed == 1, f"{constant} is in {changed} places"
     return code.parent
+
+
+def helper_without_init(place: Path) -> Path:
+    """The directory of a copy as it is where there is no compiler: the helper's own code is a job's init."""
+    code = place / "without-init"
+    if not code.exists():
+        shutil.copytree(ROOT / "helper", code / "helper", ignore=shutil.ignore_patterns("__pycache__", "init"))
+    return code

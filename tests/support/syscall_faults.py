@@ -40,7 +40,7 @@ def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> None:
 
 
 class Tracer:
-    """Follows a helper and its children to their exec or end.
+    """Follows a helper and its children to their end, or the exec of the job's command.
 
     `calls` is what was seen of a start, by role. The one that `fail` chose gets an error: it is not carried
     out, except close, which the kernel always carries out.
@@ -109,7 +109,7 @@ class Tracer:
         if pid not in self.pids:
             self.pids[pid] = ROLES[min(len(self.pids), 2)]
             self.born.append(Path(f"/proc/{pid}/cgroup").read_text().splitlines()[-1])
-        if event == _EVENT_EXEC:
+        if event == _EVENT_EXEC and self.pids[pid] != "init":  # the init goes on as another program
             del self.pids[pid]
             _ptrace(_DETACH, pid)
             return True
