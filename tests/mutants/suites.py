@@ -43,11 +43,13 @@ SUITES = {
     ],
     "helper/__main__.py": [
         "tests/helper/test_jobs.py::test_exit_codes_and_signals_are_attested",
+        "tests/helper/test_startup.py",
         f"{_SECURITY}/test_log_lines.py",
         f"{_SECURITY}/test_helper_callers.py",
         f"{_SECURITY}/test_helper_caller_state.py",
         f"{_SECURITY}/test_inherited_state.py",
         f"{_SECURITY}/test_helper_process.py",
+        f"{_SECURITY}/test_helper_end.py::test_s41_no_fd_can_be_sent_where_the_kernel_can_refuse",
         "tests/helper/test_jobs.py::test_its_end_is_the_end_of_all_jobs",
         f"{_SECURITY}/test_helper_protocol.py::test_s1_malformed_datagrams_end_all",
         f"{_SECURITY}/test_trusted_files.py",
