@@ -25,6 +25,7 @@ SUITES = {
     "helper/wire.py": ["tests/helper/test_wire_format.py", "tests/helper/test_wire.py"],
     "helper/policy.py": [
         "tests/helper/test_policy_values.py",
+        "tests/helper/test_limits.py",
         "tests/helper/test_policy.py",
         f"{_SECURITY}/test_trusted_files.py::test_s11_cached_bytecode_is_code",
         f"{_SECURITY}/test_trusted_files.py::test_s11_a_policy_that_is_not_roots_alone_does_not_start",
@@ -36,6 +37,13 @@ SUITES = {
         f"{_SECURITY}/test_helper_protocol.py::test_s2_whatever_is_over_a_bound_ends_all",
         f"{_SECURITY}/test_helper_end.py::test_s41_the_other_end_among_what_it_has_not_read_does_not_keep_it",
         f"{_SECURITY}/test_helper_end.py::test_s41_a_deaf_helper_ends_at_once_when_told",
+    ],
+    "helper/cgroup.py": [
+        "tests/helper/test_cgroup.py",
+        f"{_JOBS}::test_exit_codes_and_signals_are_attested",
+        f"{_JOBS}::test_a_killed_helper_takes_its_jobs_along_and_the_next_one_sweeps",
+        f"{_SECURITY}/test_policy_bounds.py::test_s10_a_missing_controller_is_named_unless_the_policy_allows_it",
+        f"{_SECURITY}/test_helpers_together.py::test_s51_a_directory_that_is_swept_before_it_is_locked_is_made_again",
     ],
     "helper/jobs.py": [
         "tests/helper/test_job_states.py",
