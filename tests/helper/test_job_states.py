@@ -23,11 +23,13 @@ from support.helper_copy import helper_copy
 from support.helper_driver import TAG, Helper, Job
 from support.helper_startup import helper_command, startup_outcome
 from support.policies import own_uids, policy_text, write_policy
-from support.process_usage import highest_fd, limit_fds, process_usage
+from support.process_usage import limit_fds, process_usage
 from support.processes import alive
 from support.wait import wait_until
 
-from helper import jobs
+from helper import cgroup, jobs, spawn
+from helper.link import Events
+from helper.policy import Refusal
 from helper.wire import Message, Stage, Type
 
 pytestmark = pytest.mark.usefixtures("as_root")
@@ -264,7 +266,8 @@ def test_its_end_takes_no_fd_that_it_has_not(policy: Path) -> None:
     with Helper(policy) as helper:
         jobs_of = [helper.start("sleep", "100") for _ in range(2)]
         pids = [pid for job in jobs_of for pid in helper.host_pids(job)]
-        limit_fds(helper.process.pid, highest_fd(helper.process.pid) + 1)
+        taken = {int(name) for name in os.listdir(f"/proc/{helper.process.pid}/fd")}
+        limit_fds(helper.process.pid, min({*range(len(taken) + 1)} - taken))
         helper.sock.close()
         assert helper.end() == (0, "")
         assert not helper.cgroup.exists()
@@ -326,3 +329,33 @@ def test_a_source_that_is_not_there_is_found_at_the_start(place: Path) -> None:
     rules = write_policy(place, "no source", policy_text('[profile.host]\nwritable = ["/no/such:/mnt"]\n'))
     status, said = startup_outcome(*helper_command(ROOT, rules))
     assert (status, "/no/such" in said) == (125, True)
+
+
+@pytest.mark.parametrize("cloned", [False, True])
+def test_a_start_that_fails_once_something_was_cloned_is_fatal(
+    bare_cgroup: Path, monkeypatch: pytest.MonkeyPatch, cloned: bool
+) -> None:
+    """Else what was cloned would run on, in no table."""
+    base = cgroup.Base(str(bare_cgroup))
+    given_back: list[int] = []
+    living: list[subprocess.Popen[bytes]] = []
+
+    def spawning(_: object, cgroup_fd: int) -> Any:
+        if cloned:
+            living.append(subprocess.Popen(["sleep", "100"]))
+            cgroup.write(cgroup_fd, "cgroup.procs", str(living[0].pid))
+        raise OSError("without a number")
+
+    monkeypatch.setattr(spawn, "spawn", spawning)
+    uids, order = SimpleNamespace(give_back=given_back.append), _order()
+    order.rows = []
+    table = jobs.Jobs(base, uids, Events(), SimpleNamespace())  # type: ignore[arg-type]
+    before = process_usage(os.getpid()).fds
+    with pytest.raises(OSError if cloned else Refusal) as raised:
+        table.start(jobs.Job(1, 7, TAG, order), order)
+    assert raised.value.args[:2] == (("without a number",) if cloned else (Stage.CLONE, errno.EIO))
+    assert (given_back, table.table, process_usage(os.getpid()).fds) == ([5], {}, before)
+    cgroup.end(base.fd, base.path)
+    os.close(base.fd)
+    for process in living:
+        assert process.wait(10) == -signal.SIGKILL

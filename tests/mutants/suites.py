@@ -108,6 +108,8 @@ SUITES = {
         f"{_SECURITY}/test_tls_version.py",
         f"{_SECURITY}/test_certificates.py",
         f"{_SECURITY}/test_api_hardening.py",
+        f"{_SECURITY}/test_shares.py::test_s52_a_users_requests_are_bounded_in_bytes",
+        f"{_SECURITY}/test_shares.py::test_s52_a_flood_of_lists_leaves_another_user_his_turn",
     ],
     "telehandler/api/validation.py": ["tests/api/test_validation.py"],
 }
