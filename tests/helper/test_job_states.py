@@ -271,7 +271,7 @@ def test_its_end_takes_no_fd_that_it_has_not(policy: Path) -> None:
         helper.sock.close()
         assert helper.end() == (0, "")
         assert not helper.cgroup.exists()
-        assert not [pid for pid in pids if alive(pid)]
+        wait_until("all have ended", lambda: not [pid for pid in pids if alive(pid)])
         for job in jobs_of:
             job.close()
 

@@ -130,8 +130,9 @@ def test_its_end_is_the_end_of_all_jobs(place: Path, how: str) -> None:
             helper.process.send_signal(signal.SIGINT)  # a terminal's: for the server, not for us
             helper.process.send_signal(signal.SIGTERM)
         assert helper.end()[0] == 0
-        assert not [pid for pid in pids if alive(pid)]
         assert not helper.cgroup.exists()
+        # Out of the cgroup already; a moment later they are no processes either.
+        wait_until("all have ended", lambda: not [pid for pid in pids if alive(pid)])
 
 
 def test_a_killed_helper_takes_its_jobs_along_and_the_next_one_sweeps(policy: Path) -> None:
