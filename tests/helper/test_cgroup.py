@@ -148,6 +148,27 @@ def test_controllers_are_switched_on_from_the_root_down(
     assert written == [(fd, "cgroup.subtree_control", f"+{name}") for name in CONTROLLERS for fd in (1, 2)]
 
 
+@pytest.mark.parametrize(("inside", "rounds"), [(True, 3), (False, 0)])
+def test_processes_are_moved_until_every_controller_is_on(
+    bare_cgroup: Path, monkeypatch: pytest.MonkeyPatch, inside: bool, rounds: int
+) -> None:
+    """Who has just come keeps a controller from going on, until it is moved too."""
+    procs, moved, tried = f"{os.getpid() if inside else 16}\n17\n", list[tuple[str, str]](), list[int]()
+    monkeypatch.setattr(cgroup, "read", lambda _, name: procs if name == "cgroup.procs" else "cpu io")
+    monkeypatch.setattr(cgroup, "write", lambda _, *what: moved.append(what))
+
+    def switch_on(_: int) -> bool:
+        tried.append(1)
+        return len(tried) == 3
+
+    of: Any = SimpleNamespace(root=str(bare_cgroup), fd=2, _switch_on=switch_on)
+    assert cgroup.Base._enable(of) == {"cpu", "io"}
+    assert moved == [("main/cgroup.procs", pid) for pid in procs.split()] * rounds
+    assert len(tried) == rounds + 1
+    if inside:
+        (bare_cgroup / "main").rmdir()
+
+
 # Limits as rows
 
 
