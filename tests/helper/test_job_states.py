@@ -322,6 +322,7 @@ def test_sigterm_is_heard_once(policy: Path) -> None:
         assert helper.request(Type.KILL, handle=9).type is Type.ERROR
         wait_until("it is read", lambda: not struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0])
         os.close(fd)
+        assert helper.run("true").facts["exit_code"] == 0  # and it goes on
 
 
 def test_a_source_that_is_not_there_is_found_at_the_start(place: Path) -> None:
