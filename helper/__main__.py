@@ -135,7 +135,7 @@ def _outlive(pid: int, control: socket.socket) -> int | None:
     The helper then ends too, because its peer is our process.
     """
     poll = select.poll()
-    with open(os.pidfd_open(pid), "rb", buffering=0) as pidfd:
+    with open(os.pidfd_open(pid), "rb") as pidfd:
         poll.register(pidfd, select.POLLIN)
         poll.register(control, select.POLLRDHUP)
         if pidfd.fileno() not in dict(poll.poll()):

@@ -91,10 +91,9 @@ class Jobs:
                 self._expire(job)
 
     def kill_job(self, job: Job) -> None:
+        """SIGKILL to the init, with which its namespace ends; _finish sees to what else is in its cgroup."""
         job.facts["killed"] = 1
-        with suppress(OSError):  # just dead, or no fd is free: the first was enough, and _finish does the rest
-            pidfd_send_signal(job.fds["pidfd"], SIGKILL)  # its namespace ends with it
-            cgroup.kill(job.fds["cgroup"])
+        pidfd_send_signal(job.fds["pidfd"], SIGKILL)  # dead or not: it is ours to reap, so this finds it
 
     def give_up(self, job: Job, number: int, cause: str) -> None:
         """Ends a job that is STARTING; its START is answered with ERROR once it is gone."""
@@ -144,8 +143,7 @@ class Jobs:
         if job.state is JobState.STARTING and not job.failure:
             return self.give_up(job, errno.ETIMEDOUT, f"{START_S:.0f} s were not enough, as if a disk did not answer")
         if job.state is JobState.RUNNING:
-            with suppress(ProcessLookupError):  # just dead
-                pidfd_send_signal(job.fds["pidfd"], SIGKILL if job.facts["timed_out"] else SIGTERM)
+            pidfd_send_signal(job.fds["pidfd"], SIGKILL if job.facts["timed_out"] else SIGTERM)
             job.facts["timed_out"], job.deadline = 1, job.deadline + GRACE_S
 
     def _reap(self, job: Job) -> None:

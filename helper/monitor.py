@@ -151,13 +151,11 @@ class Monitor:
                 syscalls.pidfd_queue_signal(pidfd, spawn.CARRIER, signal)
             else:
                 pidfd_send_signal(pidfd, signal)
-        except ProcessLookupError:  # just dead: EXITED is on its way
-            pass
         except BlockingIOError:  # the job's own doing
             raise Refusal(Stage.REQUEST, errno.EAGAIN, "the job has too many signals pending") from None
         self.link.send(Type.DONE, request_id)
 
-    # A handle of the table; it goes through its cgroup's fd.
+    # A handle of the table; it goes through the pidfd of the job's init.
     def _on_kill(self, request_id: int, handle: int) -> None:
         job = self.jobs.live(handle, JobState.STARTING, JobState.RUNNING)
         if job.state is JobState.STARTING:

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from support.cgroups import missing_controllers
 from support.raw_client import METHODS, ORIGINAL, SERVICE, RawClient, Response
 from support.servers import Server
 from support.wait import wait_until
@@ -247,6 +248,28 @@ def test_a_page_has_a_size_of_at_most_its_bound(owner: RawClient, ended: pb.JobR
 def test_the_original_has_its_four_methods(owner: RawClient, job: pb.JobResponse) -> None:
     served = {name for name in METHODS if owner.call_method(name, OWNER, job.uid, ORIGINAL).code is Code.OK}
     assert served == {"StartJob", "StopJob", "GetJobStatus", "WatchJobOutput"}
+
+
+@pytest.mark.parametrize(
+    ("service", "asked", "merged"),
+    [(SERVICE, False, False), (SERVICE, True, True), (ORIGINAL, False, True), (ORIGINAL, True, True)],
+)
+def test_a_job_of_the_originals_has_one_pipe(owner: RawClient, service: str, asked: bool, merged: bool) -> None:
+    request = pb.StartJobRequest(argv=[b"sh", b"-c", b"echo told >&2"], merge_stderr=asked)
+    job = pb.JobResponse.FromString(owner.call(f"/{service}/StartJob", request).bodies[0])
+    status = owner.job_status(job.name, wait=True)
+    assert (status.stdout_bytes, status.stderr_bytes) == ((5, 0) if merged else (0, 5))
+
+
+def test_a_start_tells_of_limits_that_are_not_enforced(owner: RawClient) -> None:
+    """Of those that it sets."""
+    job = owner.start("true", limits=pb.Limits(memory_bytes=64 << 20, open_files=99))
+    assert [*job.unenforced_limits] == ["memory_bytes"] * ("memory" in missing_controllers())
+    assert [*owner.start("true").unenforced_limits] == []
+
+
+def test_bytes_that_are_no_request_are_refused(owner: RawClient) -> None:
+    _refused(owner.call(f"/{SERVICE}/ListJobs", b"\xff"), Code.INVALID_ARGUMENT, "the request is no ListJobsRequest")
 
 
 def test_a_user_without_calls_takes_no_memory() -> None:

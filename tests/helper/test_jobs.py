@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from support.cgroups import missing_controllers, our_cgroups
+from support.helper_copy import helper_copy
 from support.helper_driver import Helper, read_line
 from support.policies import own_uids, policy_text, write_policy
 from support.processes import alive, processes_with
 from support.wait import wait_until
 
-from helper.jobs import GRACE_S
 from helper.wire import Stage, Type
 
 pytestmark = pytest.mark.usefixtures("as_root")
@@ -130,8 +130,9 @@ def test_its_end_is_the_end_of_all_jobs(place: Path, how: str) -> None:
             helper.process.send_signal(signal.SIGINT)  # a terminal's: for the server, not for us
             helper.process.send_signal(signal.SIGTERM)
         assert helper.end()[0] == 0
-        assert not [pid for pid in pids if alive(pid)]
         assert not helper.cgroup.exists()
+        # Out of the cgroup already; a moment later they are no processes either.
+        wait_until("all have ended", lambda: not [pid for pid in pids if alive(pid)])
 
 
 def test_a_killed_helper_takes_its_jobs_along_and_the_next_one_sweeps(policy: Path) -> None:
@@ -190,17 +191,17 @@ def test_nothing_is_left_when_all_is_done() -> None:
     assert not [name for name in our_cgroups() if not alive(int(name.partition(".")[2]))]
 
 
-def test_a_timeout_asks_first_and_kills_after_the_grace(policy: Path) -> None:
-    with Helper(policy) as helper:
+def test_a_timeout_asks_first_and_kills_after_the_grace(policy: Path, place: Path) -> None:
+    with Helper(policy, code=helper_copy(place, "short grace", GRACE_S=1.5)) as helper:
         began = time.monotonic()
         polite = helper.start("sleep", "100", timeout_ms=300)
-        ignores_sigterm = helper.start("sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done", timeout_ms=3000)
+        ignores_sigterm = helper.start("sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done", timeout_ms=1500)
         facts = helper.finish(polite).facts
         assert (facts["signal"], facts["timed_out"], facts["killed"]) == (signal.SIGTERM, 1, 0)
-        assert 0.3 <= time.monotonic() - began < GRACE_S
+        assert time.monotonic() - began >= 0.3
         facts = helper.finish(ignores_sigterm).facts
         assert (facts["signal"], facts["timed_out"]) == (signal.SIGKILL, 1)
-        assert time.monotonic() - began >= GRACE_S
+        assert time.monotonic() - began >= 3
         assert helper.run("true", timeout_ms=60_000).facts["timed_out"] == 0
 
 

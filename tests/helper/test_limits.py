@@ -37,6 +37,15 @@ def test_memory_and_files_in_memory(asked: dict[str, int], wanted: tuple[int, ..
     assert _limits(parse("", ""), **asked) == wanted
 
 
+def test_a_maximum_may_be_asked_for() -> None:
+    policy = parse("", "[limits.maximum]\ntmp_bytes = 8\nshm_bytes = 9\n")
+    asked = NOTHING | policy.maximum
+    assert limits_of(policy, policy.profiles["host"], asked) == policy.maximum
+    for name, most in policy.maximum.items():
+        with pytest.raises(Refusal, match=f"{name} is over {most}"):
+            limits_of(policy, policy.profiles["host"], asked | {name: most + 1})
+
+
 def test_a_policy_can_slow_jobs_down_before_their_limit() -> None:
     policy = parse("", f"[limits.default]\nmemory_high_bytes = {300 * MIB}\n[profile.host]\ntmp_bytes = {8 * MIB}\n")
     assert _limits(policy) == (512, 300, 8, 8)

@@ -22,7 +22,7 @@ _NAMES = (
     *(f"ReplaceBinaryOperator_{pair}" for pair in _ARITHMETIC.split()),
 )
 # Bounds, paces and sizes that somebody chose: tests take them from the code, so one more or less is as good.
-_CHOSEN = re.compile(r"_?((MAX|LEAST)_\w+|VERSION|\w*(MAX|BOUND|SIZE|BYTES|_S|_MS|_USEC|FILE)) = ")
+_CHOSEN = re.compile(r"_?((MAX|LEAST)_\w+|VERSION|\w*(MAX|BOUND|SIZE|BYTES|_S|_MS|_USEC|FILE|TRIES|MOVES)) = ")
 
 
 class Mutant(NamedTuple):

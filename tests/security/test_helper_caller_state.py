@@ -72,6 +72,7 @@ def _check_state(pid: int) -> None:
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
     for fd in (1, 2):
         assert os.path.exists(f"/proc/{pid}/fd/{fd}")
+    assert "/dev/null" not in [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir() if int(path.name) > 2]
     for name in ("DATA", "AS", "FSIZE", "CPU", "RTTIME"):
         assert resource.prlimit(pid, getattr(resource, f"RLIMIT_{name}")) == (resource.RLIM_INFINITY,) * 2, name
     assert resource.prlimit(pid, resource.RLIMIT_STACK) == (8 * MIB, resource.RLIM_INFINITY)
@@ -89,7 +90,7 @@ def test_s42_nothing_of_a_callers_state_stays(spoiled: Helper) -> None:
 
 def test_s42_a_timer_of_the_callers_ends_nothing(spoiled: Helper) -> None:
     """The job outlives all three by far: a helper whose alarm had rung would be gone."""
-    ended = spoiled.run("sh", "-c", "sleep 0.5; echo late")
+    ended = spoiled.run("sh", "-c", "sleep 1.2; echo late")
     assert ended.stdout == b"late\n"
 
 

@@ -23,7 +23,7 @@ def test_hello_again_hands_the_live_jobs_over(policy: Path) -> None:
         assert [message.fields["handle"] for message, _ in adopted] == [ended.handle, live.handle]
         assert {message.fields["tag"] for message, _ in adopted} == {TAG}
         again, _ = helper.receive()
-        assert (again.type, again.fields["exit_code"]) == (Type.EXITED, 4)
+        assert (again.type, again.request_id, again.fields["exit_code"]) == (Type.EXITED, 0, 4)
         # The pipes are the same: nothing was read, nothing is lost.
         assert os.read(adopted[0][1][0], 100) == b"early\n"
         assert os.read(adopted[1][1][0], 100) == b"late\n"

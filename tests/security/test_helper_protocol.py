@@ -238,7 +238,7 @@ _ROOM = wire.MAX_MESSAGE - wire._HEADER.size - len(_start_with(bytes(4) + 2 * _s
         # One byte over the bound, in two strings that are within theirs.
         _start_with((2).to_bytes(4, "little") + _string(b"x" * wire.MAX_STRING)
                     + _string(b"x" * (_ROOM + 1 - wire.MAX_STRING))),
-        bytes(wire.MAX_MESSAGE + 2000),  # longer than is read: MSG_TRUNC
+        bytes(wire.MAX_MESSAGE + 2000),  # longer than is read
     ],
     ids="count list string inner-nul no-nul long-string bound truncated".split(),
 )  # fmt: skip

@@ -27,6 +27,7 @@ def _said(*options: str) -> str:
 def test_s33_a_path_is_escaped_in_the_helpers_log(policy: Path) -> None:
     said = _said("--policy", str(policy), "--cgroup-root", f"/{HOSTILE}")
     assert f"no cgroup v2 at or below /{ESCAPED}" in said
+    assert said.endswith(" with --cgroup-root\n")  # to its end
 
 
 def test_s33_a_policys_name_and_keys_are_escaped_in_the_helpers_log(place: Path) -> None:
@@ -39,7 +40,7 @@ def test_s33_a_policys_name_and_keys_are_escaped_in_the_helpers_log(place: Path)
 def test_s33_a_line_of_the_helpers_log_is_bounded(policy: Path) -> None:
     said = _said("--policy", str(policy), "--cgroup-root", "/" + "long/" * 10_000)
     assert "no cgroup v2 at or below /long/long" in said
-    assert len(said) > 500
+    assert len(said) == len("telehandler-helper: ") + 500 + 1
 
 
 def test_s33_who_does_not_read_the_helpers_log_does_not_stop_it(place: Path) -> None:
