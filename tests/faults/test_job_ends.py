@@ -152,19 +152,21 @@ def test_r11_arguments_that_are_too_long_are_told_apart(server: Server) -> None:
 
 
 def test_r12_cgroups_below_a_jobs_go_deepest_first(policy: Path) -> None:
-    """A job cannot make any; root does, from outside, with a process in the deepest."""
+    """A job cannot make any; root does, from outside, with a process in the deepest. At the helper's end too."""
     with Helper(policy) as helper:
-        job = helper.start("sleep", "1000")
-        path = helper.cgroup / f"job-{job.handle}"
-        for name in ("a", "a/b", "a/b/c", "d", "d/e"):
-            (path / name).mkdir()
+        job, other = (helper.start("sleep", "1000") for _ in range(2))
+        paths = [helper.cgroup / f"job-{each.handle}" for each in (job, other)]
+        for path in paths:
+            for name in ("a", "a/b", "a/b/c", "d", "d/e"):
+                (path / name).mkdir()
         with subprocess.Popen(["sleep", "1000"]) as stranger:
-            (path / "a/b/c/cgroup.procs").write_text(str(stranger.pid))
+            (paths[0] / "a/b/c/cgroup.procs").write_text(str(stranger.pid))
             assert helper.request(Type.SIGNAL, handle=job.handle, signal=signal.SIGTERM).type is Type.DONE
             assert helper.finish(job).facts["signal"] == signal.SIGTERM
             assert stranger.wait(10) == -signal.SIGKILL
-        assert not path.exists()
-    assert not helper.cgroup.exists()
+        assert [path.exists() for path in paths] == [False, True]
+        other.close()
+    assert not helper.cgroup.exists()  # in one go: nothing is left that would try again
 
 
 def test_r12_a_cgroup_that_is_not_empty_is_waited_for_by_event(policy: Path, place: Path) -> None:
