@@ -159,11 +159,15 @@ def test_r12_cgroups_below_a_jobs_go_deepest_first(policy: Path) -> None:
         for path in paths:
             for name in ("a", "a/b", "a/b/c", "d", "d/e"):
                 (path / name).mkdir()
-        with subprocess.Popen(["sleep", "1000"]) as stranger:
+        stranger = subprocess.Popen(["sleep", "1000"])
+        try:
             (paths[0] / "a/b/c/cgroup.procs").write_text(str(stranger.pid))
             assert helper.request(Type.SIGNAL, handle=job.handle, signal=signal.SIGTERM).type is Type.DONE
             assert helper.finish(job).facts["signal"] == signal.SIGTERM
             assert stranger.wait(10) == -signal.SIGKILL
+        finally:
+            stranger.kill()
+            stranger.wait()
         assert [path.exists() for path in paths] == [False, True]
         other.close()
     assert not helper.cgroup.exists()  # in one go: nothing is left that would try again
