@@ -31,7 +31,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("mutants: needs root, as the tests of the helper do", file=sys.stderr)
         return 125
-    os.environ["TELEHANDLER_DEADLINE_S"] = str(DEADLINE_S)
+    os.environ |= {"TELEHANDLER_DEADLINE_S": str(DEADLINE_S), "SOAK_MINUTES": "1"}
     default_signals()
     with tempfile.TemporaryDirectory(prefix="mutants-", dir="/tmp") as name, ExitStack() as stack:
         place = Path(name)
@@ -48,7 +48,9 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mutants", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("files", nargs="*", help=f"of: {' '.join(SUITES)}; all without")
-    parser.add_argument("--named", action="store_true", help="the mutants of named.toml instead; takes properties too")
+    parser.add_argument(
+        "--named", action="store_true", help="the mutants of named.toml instead; takes rows too, such as S7"
+    )
     parser.add_argument("--sample", type=int, default=0, help="so many of all, by chance")
     parser.add_argument("--seed", type=int, default=1, help="of that chance")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at once")
