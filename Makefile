@@ -102,7 +102,7 @@ mutants: build  ## which changes of the code no test notices, for hours: make mu
 	$(MUTANTS) --sample $(MUTANTS_SAMPLE) --seed $(MUTANTS_SEED) $(MUTANTS_FILES)
 
 .PHONY: mutants-named
-mutants-named: build  ## a change for each security property, which its tests must notice
+mutants-named: build  ## changes for each row of security.md and reliability.md, which its tests must notice
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[mutants]'
 	$(MUTANTS) --named $(MUTANTS_FILES)
 

@@ -64,6 +64,9 @@ def unanswered(make_server: Callable[..., Server], ssl: Path) -> Iterator[Unansw
     yield unanswered
     os.kill(unanswered.helper, signal.SIGCONT)
     unanswered.caller.channel.close()
+    for process in (unanswered.watch, unanswered.client):
+        process.kill()
+        process.communicate()
 
 
 def _through(proxy: Proxy, server: Server, verb: str, *words: str) -> "subprocess.Popen[bytes]":

@@ -152,6 +152,8 @@ def test_r2_a_helper_that_dies_again_and_again_ends_the_server(make_server: Call
     assert len(seen) >= 5  # more when one was killed before it had answered
     assert "the root helper died 5 times in 60 s: giving up" in server.log_text()
     assert "Traceback" not in server.log_text()
+    server.start()  # sweeps what the last of them left
+    assert not {f"telehandler.{pid}" for pid in seen} & our_cgroups()
 
 
 def test_r2_a_helper_that_ends_by_itself_is_not_started_again(server: Server) -> None:

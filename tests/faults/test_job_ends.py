@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import time
@@ -9,17 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.helper_driver import Helper, read_line
+from support.helper_driver import Helper, Job, read_line
 from support.policies import policy_text, write_policy
 from support.process_usage import cpu_ticks, process_usage
 from support.processes import live_processes_with
 from support.servers import Server
+from support.slow_to_die import SlowToDie
 from support.wait import wait_until
 
 from helper.wire import Stage, Type
 
 pytestmark = pytest.mark.usefixtures("as_root")
 IDLE_S = 2.0
+_SYS_POLL = "7"
 
 
 # R9: when the main process exits, what it left is ended; the output is read to its end first.
@@ -149,46 +152,69 @@ def test_r11_arguments_that_are_too_long_are_told_apart(server: Server) -> None:
 
 
 def test_r12_cgroups_below_a_jobs_go_deepest_first(policy: Path) -> None:
-    """A job cannot make any; root does, from outside, with a process in the deepest."""
+    """A job cannot make any; root does, from outside, with a process in the deepest. At the helper's end too."""
     with Helper(policy) as helper:
-        job = helper.start("sleep", "1000")
-        path = helper.cgroup / f"job-{job.handle}"
-        for name in ("a", "a/b", "a/b/c", "d", "d/e"):
-            (path / name).mkdir()
-        with subprocess.Popen(["sleep", "1000"]) as stranger:
-            (path / "a/b/c/cgroup.procs").write_text(str(stranger.pid))
+        job, other = (helper.start("sleep", "1000") for _ in range(2))
+        paths = [helper.cgroup / f"job-{each.handle}" for each in (job, other)]
+        for path in paths:
+            for name in ("a", "a/b", "a/b/c", "d", "d/e"):
+                (path / name).mkdir()
+        stranger = subprocess.Popen(["sleep", "1000"])
+        try:
+            (paths[0] / "a/b/c/cgroup.procs").write_text(str(stranger.pid))
             assert helper.request(Type.SIGNAL, handle=job.handle, signal=signal.SIGTERM).type is Type.DONE
             assert helper.finish(job).facts["signal"] == signal.SIGTERM
             assert stranger.wait(10) == -signal.SIGKILL
-        assert not path.exists()
-    assert not helper.cgroup.exists()
+        finally:
+            stranger.kill()
+            stranger.wait()
+        assert [path.exists() for path in paths] == [False, True]
+        other.close()
+    assert not helper.cgroup.exists()  # in one go: nothing is left that would try again
 
 
 def test_r12_a_cgroup_that_is_not_empty_is_waited_for_by_event(policy: Path, place: Path) -> None:
-    """A frozen stranger in it is ended too. The helper never sleeps, neither at a job's end nor at its own."""
+    """A stranger in it, frozen, is ended and takes its time. The helper never sleeps, at a job's end and at its own."""
     trace = place / "r12.trace"
-    with Helper(policy) as helper:
-        job = helper.start("sleep", "1000")
-        other = helper.start("sleep", "1000")
+    with Helper(policy) as helper, SlowToDie() as first, SlowToDie() as second:
+        job, other = (_start_with(helper, stranger) for stranger in (first, second))
+        (helper.cgroup / f"job-{job.handle}" / "cgroup.freeze").write_text("1")
         command = ["strace", "-qq", "-o", str(trace), "-e", "trace=/nanosleep|^p?poll|pselect|select"]
         with subprocess.Popen([*command, "-p", str(helper.process.pid)]) as strace:
             wait_until("it is traced", lambda: "TracerPid:\t0" not in _text(f"/proc/{helper.process.pid}/status"))
-            path = helper.cgroup / f"job-{job.handle}"
-            with subprocess.Popen(["sleep", "1000"]) as stranger:
-                (path / "cgroup.procs").write_text(str(stranger.pid))
-                (path / "cgroup.freeze").write_text("1")
-                assert helper.request(Type.SIGNAL, handle=other.handle, signal=signal.SIGTERM).type is Type.DONE
-                assert helper.request(Type.KILL, handle=job.handle).type is Type.DONE
-                assert helper.finish(job).facts["killed"] == 1
-                assert stranger.wait(10) == -signal.SIGKILL
-            assert not path.exists()
+            for each in (job, other):
+                assert helper.request(Type.KILL, handle=each.handle).type is Type.DONE
+            wait_until("the strangers are killed", lambda: first.is_dying() and second.is_dying())
+            wait_until("the jobs are reaped", lambda: process_usage(helper.process.pid).children == 0)
+            wait_until("it polls", lambda: _polls(helper) > 1)
+            first.let_go()
+            assert helper.finish(job).facts["killed"] == 1
+            assert not (helper.cgroup / f"job-{job.handle}").exists()
             helper.sock.close()
+            wait_until("it polls for its own end", lambda: _polls(helper) == 1)
+            second.let_go()
             assert helper.end()[0] == 0
             strace.wait(10)
+        other.close()
     calls = trace.read_text()
-    assert "poll(" in calls
+    # Of the loop, whose poll ends at a tick otherwise; of the helper's own end, which polls nothing but that.
+    assert re.search(r"poll\(\[.*events=POLLIN.*revents=POLLPRI", calls), calls
+    assert re.search(r"poll\(\[\{fd=\d+, events=POLLPRI\}\].*revents=POLLPRI", calls), calls
     assert "nanosleep" not in calls
     assert calls.count("\n") < 40, "a busy loop"
+
+
+def _start_with(helper: Helper, stranger: SlowToDie) -> Job:
+    """A job whose cgroup has a stranger in it."""
+    job = helper.start("sleep", "1000")
+    (helper.cgroup / f"job-{job.handle}" / "cgroup.procs").write_text(str(stranger.pid))
+    return job
+
+
+def _polls(helper: Helper) -> int:
+    """How many fds it waits for in poll(2) now: the second argument."""
+    words = _text(f"/proc/{helper.process.pid}/syscall").split()
+    return int(words[2], 16) if words[0] == _SYS_POLL else 0
 
 
 def _text(path: str) -> str:

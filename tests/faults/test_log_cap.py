@@ -1,19 +1,22 @@
 """R5: a job whose output is over a cap that it waits at: it waits indeed, or what is lost is told, and no success."""
 
+import pytest
 from support.servers import Server
 from support.wait import wait_until
 
 PAGE_BYTES = 4096
 
 
-def test_r5_at_its_cap_a_job_waits_with_little_ahead(server: Server) -> None:
+@pytest.mark.parametrize("mib", [1, 8], ids=["near from the first byte", "near later"])
+def test_r5_at_its_cap_a_job_waits_with_little_ahead(server: Server, mib: int) -> None:
     """A pipe holds up to a MiB, which a job would leave in it, and end."""
-    name = _detach(server, "1m", "head -c 1500000 /dev/zero; echo written >&2")
-    wait_until("the cap is reached", lambda: "cap of 1048576 bytes" in server.client("status", name).stdout.decode())
+    cap = mib << 20
+    name = _detach(server, f"{mib}m", f"head -c {cap + 450_000} /dev/zero; echo written >&2")
+    wait_until("the cap is reached", lambda: f"cap of {cap} bytes" in server.client("status", name).stdout.decode())
     assert server.job_status(name)["state"] == "running"
     server.client("stop", "--stop-timeout", "0", name)
     status = server.job_status(name)
-    assert (status["state"], status["stdout_bytes"]) == ("stopped", 1 << 20)
+    assert (status["state"], status["stdout_bytes"]) == ("stopped", cap)
     told = server.client("watch", name).stderr.decode()
     assert "more bytes were not kept" in told
     assert int(told.split(" more bytes")[0].split()[-1]) <= 2 * PAGE_BYTES

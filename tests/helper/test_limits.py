@@ -1,12 +1,23 @@
-"""What limits a job gets, of what it asks for and the policy: memory, and files in memory."""
+"""What limits a job gets, of what it asks for and the policy: all of a cgroup's, memory, and files in memory.
 
+That the kernel enforces what is asked of it, and that the bounds of R7 and R26 hold so: tests/vm/guest.
+"""
+
+import errno
+import os
+import socket
 from pathlib import Path
 
 import pytest
+from support.cgroups import CONTROLLERS
+from support.helper_driver import ENV, TAG, Helper
 from support.policies import write_policy
 
-from helper import wire
+from helper import cgroup, spawn, wire
+from helper.jobs import Job, Jobs
+from helper.link import Events, Link
 from helper.policy import Policy, Refusal, SetupError, limits_of, load, parse
+from helper.uids import Uids
 from helper.wire import Stage
 
 MIB = 1 << 20
@@ -33,7 +44,7 @@ def _limits(policy: Policy, **asked: int) -> tuple[int, int, int, int]:
         ({"tmp_bytes": 300, "shm_bytes": 200}, (512, 512, 300, 200)),
     ],
 )
-def test_memory_and_files_in_memory(asked: dict[str, int], wanted: tuple[int, ...]) -> None:
+def test_r26_files_in_memory_are_bounded_by_the_jobs_memory(asked: dict[str, int], wanted: tuple[int, ...]) -> None:
     assert _limits(parse("", ""), **asked) == wanted
 
 
@@ -44,6 +55,57 @@ def test_a_maximum_may_be_asked_for() -> None:
     for name, most in policy.maximum.items():
         with pytest.raises(Refusal, match=f"{name} is over {most}"):
             limits_of(policy, policy.profiles["host"], asked | {name: most + 1})
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("directory", ["/tmp", "/var/tmp", "/dev/shm"])
+def test_r26_files_in_memory_end_at_their_size(policy: Path, directory: str) -> None:
+    """Whether or not the job's memory is limited here."""
+    script = f"head -c {32 * MIB} /dev/zero >{directory}/x; echo $(($(stat -c %s {directory}/x) >> 20))"
+    with Helper(policy) as helper:
+        ended = helper.run("sh", "-c", script, memory_bytes=32 * MIB)
+    assert b"No space left" in ended.stderr
+    assert ended.stdout == (b"8\n" if directory == "/dev/shm" else b"16\n")
+
+
+def test_r7_every_limit_is_asked_of_the_jobs_cgroup() -> None:
+    """Of one on a machine that has every controller; the processes are one more, our init."""
+    base = object.__new__(cgroup.Base)
+    base.root, base.controllers = "/sys/fs/cgroup", set(CONTROLLERS)
+    limits = {"cpu_millis": 250, "memory_bytes": 96 * MIB, "memory_high_bytes": 80 * MIB, "pids": 33}
+    limits |= {"read_bps": 5, "write_bps": 4, "read_iops": 3, "write_iops": 2}
+    rows = base.rows(limits, [], ["8:0", "9:1"])
+    assert sorted(rows) == [
+        ("cpu.max", "25000 100000"),
+        ("io.max", "8:0 rbps=5 wbps=4 riops=3 wiops=2"),
+        ("io.max", "9:1 rbps=5 wbps=4 riops=3 wiops=2"),
+        ("memory.high", str(80 * MIB)),
+        ("memory.max", str(96 * MIB)),
+        ("memory.oom.group", "1"),
+        ("memory.swap.max", "0"),
+        ("pids.max", "34"),
+    ]
+
+
+@pytest.mark.usefixtures("as_root")
+def test_r7_a_limit_that_the_kernel_does_not_take_starts_nothing(bare_cgroup: Path) -> None:
+    """All are written before there is a process; here two that need no controller, the second a bad one."""
+    policy, (ours, theirs) = parse("", ""), socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    base, uids, profile = cgroup.Base(str(bare_cgroup)), Uids(policy), policy.profiles["host"]
+    rows = [("cgroup.max.depth", "3"), ("cgroup.max.descendants", "some")]
+    limits = limits_of(policy, profile, NOTHING)
+    order = spawn.Order([b"true"], ENV, b"/", profile, uids.take(), limits, rows, merge_stderr=False)
+    with ours, theirs:
+        jobs = Jobs(base, uids, Events(), Link(ours))
+        try:
+            with pytest.raises(Refusal) as raised:
+                jobs.start(Job(1, 7, TAG, order), order)
+        finally:
+            cgroup.end(base.fd, base.path)
+            for fd in (base.fd, uids.fd):
+                os.close(fd)
+    assert raised.value.args[:2] == (Stage.CGROUP, errno.EINVAL)
+    assert (jobs.table, uids.taken) == ({}, set())
 
 
 def test_a_policy_can_slow_jobs_down_before_their_limit() -> None:

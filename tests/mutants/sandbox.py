@@ -5,6 +5,7 @@ name, System V IPC and a cgroup tree of its own: what a mutant mounts, kills or 
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -91,7 +92,9 @@ class Copy:
 
 
 def _first_failure(output: str) -> str:
-    found = [line.split(" ", 2)[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    """Of pytest's summary: `FAILED` or `ERROR`, the test, which may have spaces in its parameters, " - ", a message."""
+    summary = output.rpartition(" short test summary info ")[2]
+    found = re.findall(r"^(?:FAILED|ERROR) (\S+?\.py(?:::.*?)?)(?: - .*)?$", summary, re.MULTILINE)
     return found[0] if found else ""
 
 

@@ -11,7 +11,10 @@ from support.cgroups import cgroup_root
 from support.checkout import ROOT
 from support.processes import processes_with
 
-PROPERTIES = re.findall(r"^\| (S\d+) \|", (ROOT / "docs" / "security.md").read_text(), re.MULTILINE)
+PROPERTIES, FAULTS = (
+    re.findall(r"^\| ([SR]\d+) \|", (ROOT / "docs" / name).read_text(), re.MULTILINE)
+    for name in ("security.md", "reliability.md")
+)
 OF_NO_CODE = {"S54"}  # it is about the tests themselves
 WIRE_TEST = "tests/helper/test_wire_format.py"
 
@@ -29,14 +32,25 @@ def _unharmed() -> bool:
     return not ours and not cgroups and os.uname().nodename != "harmed" and not processes_with("4.1231056")
 
 
-@pytest.mark.parametrize("key", [key for key in PROPERTIES if key not in OF_NO_CODE])
-def test_s54_each_property_has_a_mutant_and_tests_that_must_fail_on_it(key: str) -> None:
+def test_no_mutant_is_of_what_there_is_not() -> None:
+    assert {one.property for one in named.mutants()} == {*PROPERTIES, *FAULTS} - OF_NO_CODE
+
+
+@pytest.mark.parametrize("key", [key for key in (*PROPERTIES, *FAULTS) if key not in OF_NO_CODE])
+def test_s54_each_has_a_mutant_and_tests_that_must_fail_on_it(key: str) -> None:
     found = [one for one in named.mutants() if one.property == key]
     assert found, f"tests/mutants/named.toml has no mutant of {key}"
     for one in found:
         assert one.changed((ROOT / one.file).read_text())
-        texts = [(ROOT / test.partition("::")[0]).read_text() for test in one.tests]
-        assert any(re.search(rf"^def test_{key.lower()}_", text, re.MULTILINE) for text in texts), one.tests
+        names = [re.findall(rf"^def (test_{key.lower()}_\w+)", _text_of(test), re.MULTILINE) for test in one.tests]
+        assert any(names), one.tests
+        for test, there in zip(one.tests, names, strict=True):
+            _, _, function = test.partition("::")
+            assert not function or function.partition("[")[0] in there, test
+
+
+def _text_of(test: str) -> str:
+    return (ROOT / test.partition("::")[0]).read_text()
 
 
 def test_s54_a_mutant_is_noticed_and_the_code_as_it_is_passes(copy: Copy) -> None:

@@ -129,7 +129,7 @@ def test_what_is_read_behind_a_head_is_whole_or_an_error(log: JobLog) -> None:
         log.read_behind(b"head", len(TEXT) - 10, 11)
 
 
-def test_the_cache_stays_within_its_bound_and_goes_with_the_last_watcher(
+def test_r3_the_cache_stays_within_its_bound_and_goes_with_the_last_watcher(
     log: JobLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunks_module, "CACHE_BYTES", 2 * chunks_module.CHUNK_BYTES)
@@ -150,7 +150,7 @@ def test_the_cache_stays_within_its_bound_and_goes_with_the_last_watcher(
 
 
 @pytest.mark.parametrize(("watchers", "size_kib"), [(1, 1024), (10, 1024), (26, 1024), (100, 256), (1000, 16)])
-def test_chunks_and_cache_shrink_with_the_crowd(watchers: int, size_kib: int) -> None:
+def test_r3_chunks_and_cache_shrink_with_the_crowd(watchers: int, size_kib: int) -> None:
     chunks = Chunks()
     chunks.watchers = watchers
     assert chunks.chunk_bytes() == size_kib << 10

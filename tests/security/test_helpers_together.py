@@ -140,6 +140,6 @@ def test_s51_a_helper_that_cannot_start_now_does_not_end_the_server(
         path.rmdir()
 
 
-def test_s51_three_servers_and_ten_locals_at_once_all_start(place: Path, ssl: Path, policy: Path) -> None:
-    """Once here; `python -m support.start_together` in tests/ does it a hundred times."""
-    assert start_together(place, ssl, policy, servers=3, locals_=10) == []
+def test_s51_three_servers_and_ten_locals_at_once_all_start(place: Path, ssl: Path) -> None:
+    """And no uid is used twice. Once here; `python -m support.start_together` in tests/ does it a hundred times."""
+    assert start_together(place, ssl) == []
