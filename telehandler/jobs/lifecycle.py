@@ -14,10 +14,11 @@ from typing import Any
 
 from helper.wire import Stage
 from telehandler.common import states
-from telehandler.common.errors import HelperRefused, HelperUnavailable, TelehandlerError
+from telehandler.common.errors import HelperRefused, HelperUnavailable
 from telehandler.common.states import Reason, State
 from telehandler.common.turns import Threads
 from telehandler.jobs.helper_link import HelperLink, LiveJob
+from telehandler.jobs.helper_requests import kill, release
 from telehandler.jobs.job import STOP_BY, Job
 from telehandler.jobs.records import Record, Records
 from telehandler.jobs.retention import Retention
@@ -155,7 +156,7 @@ class Lifecycle:
 
     async def _follow(self, job: Job, log: JobLog, pump: Pump, link: HelperLink) -> None:
         """A job's way to its end: the pipes to EOF first, so that its last bytes come before its end."""
-        digests = asyncio.create_task(digest.follow(log, pump.hashed, partial(self._digests.run, job.record.owner)))
+        digests = asyncio.create_task(digest.follow(log, pump.resume, partial(self._digests.run, job.record.owner)))
         facts = await job.exited
         await pump.drained()
         job.output_lost = pump.discarded > 0
@@ -206,24 +207,3 @@ def new_log(directory: Path, record: Record) -> JobLog:
     """The log of a job that runs, below the `directory` of all jobs. Raises OSError."""
     cap = Cap(int(record.extra.get("log_max_bytes", 0)), record.extra.get("log_policy") == "drop")
     return JobLog(directory / record.uuid, cap)
-
-
-async def kill(link: HelperLink, handle: int) -> None:
-    """KILL; a job that has just ended is no error."""
-    try:
-        await link.kill(handle)
-    except HelperRefused:
-        pass
-    except HelperUnavailable:
-        if not link.closed:  # else it has ended with the helper
-            raise
-
-
-async def release(link: HelperLink, handle: int) -> None:
-    """Has the helper forget a job, once it has ended."""
-    await link.exited(handle)
-    try:
-        await link.release(handle)
-    except TelehandlerError:
-        pass  # the helper is gone, and all it held
-    link.forget(handle)
