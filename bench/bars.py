@@ -28,6 +28,8 @@ def _found(result: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
         yield f"api, fan-out to {row['watchers']:,} watchers, MiB", row["peak_mib"], MOST_API_MIB, False
     if latency := result.get("latency"):
         yield "live latency at p50, ms", latency["p50_ms"], MOST_P50_MS, False
+    for row in result.get("live", [])[:1]:
+        yield f"live latency at p50, {row['what']}, ms", row["p50_ms"], MOST_P50_MS, False
     for row in result.get("idle", []):
         yield f"each of {row['watchers']:,} idle watchers, KiB", row["kib_each"], MOST_IDLE_KIB, False
     for row in result.get("memory", []):

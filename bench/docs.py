@@ -13,6 +13,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "performance.md"
 RESULTS = Path(__file__).parent / "results"
 PUBLISHED = RESULTS / "2-cores.json"
+_NOT_RUN = "The published run has no such part.\n"
 _LINES = {
     "raw": "raw TLS",
     "random": "random data",
@@ -30,6 +31,7 @@ def tables(result: dict[str, Any]) -> dict[str, str]:
         "ratios": ("fanout", _ratios),
         "verify": ("verify", _verify),
         "latency": ("latency", _latency),
+        "live": ("live", _live),
         "idle": ("idle", _idle),
         "memory": ("memory", _memory),
     }
@@ -53,11 +55,11 @@ def plots(result: dict[str, Any]) -> dict[str, str]:
 
 
 def filled(page: str, result: dict[str, Any]) -> str:
-    """The page with every marked table made anew. Raises KeyError for a marker that the result has nothing for."""
+    """The page with every marked table made anew; a part that the result has not says so."""
     made = tables(result)
     return re.sub(
         r"(<!-- begin ([a-z]+) -->\n).*?(<!-- end \2 -->)",
-        lambda found: f"{found[1]}{made[found[2]]}{found[3]}",
+        lambda found: f"{found[1]}{made.get(found[2], _NOT_RUN)}{found[3]}",
         page,
         flags=re.DOTALL,
     )
@@ -132,6 +134,17 @@ def _verify(rows: list[dict[str, Any]]) -> str:
 def _latency(row: dict[str, Any]) -> str:
     cells = [f"{row['lines']:,}", row["period_ms"], *(f"{row[key]:.2f}" for key in ("p50_ms", "p99_ms", "max_ms"))]
     return _table(["lines", "one every, ms", "p50, ms", "p99, ms", "most, ms"], [cells])
+
+
+def _live(rows: list[dict[str, Any]]) -> str:
+    return _table(
+        ["jobs", "watchers", "api, cores", "messages/s", "MiB/s in all", "p50, ms", "p99, ms"],
+        [
+            [row["what"], row["watchers"], f"{row['api_cores']:.2f}", f"{row['messages_s']:,.0f}"]
+            + [f"{row[key]:.2f}" for key in ("mib_s", "p50_ms", "p99_ms")]
+            for row in rows
+        ],
+    )
 
 
 def _idle(rows: list[dict[str, Any]]) -> str:

@@ -24,7 +24,7 @@ from telehandler.jobs.records import Record, Records
 from telehandler.jobs.retention import Retention
 from telehandler.output import digest
 from telehandler.output.log import Cap, JobLog, LogFull, Stream
-from telehandler.output.pump import RETRY_S, Pump
+from telehandler.output.pump import REST_S, RETRY_S, Pump
 
 _MAX_DIGEST_THREADS = 8
 
@@ -58,7 +58,8 @@ class Lifecycle:
         os.close(live.cgroup_fd)  # statistics while it runs come with a later verb
         job.handle, job.link = live.handle, link
         self.running[job.record.uuid] = job
-        pump = job.pump = Pump(log, live.stdout_fd, live.stderr_fd, lambda error: self._on_blocked(job, error))
+        on_stuck = partial(self._on_blocked, job)
+        pump = job.pump = Pump(log, live.stdout_fd, live.stderr_fd, on_stuck, REST_S)
         self.spawn(self._follow(job, log, pump, link))
 
     async def stop(self, job: Job, number: int, grace_s: float) -> None:

@@ -10,6 +10,9 @@ from typing import Protocol
 from telehandler.output.log import PIPE_BYTES, LogFull, Stream
 
 RETRY_S = 1.0  # no event tells that a disk has room again; one attempt a job costs a write or two
+REST_S = 0.001  # of a pipe whose output comes fast: so that not each line wakes every watcher
+_FAST_S = 0.002  # two pieces this close
+_LARGE_BYTES = 1 << 16  # pieces of so much, whose cost is their size, wait for nothing
 _DISCARD_BYTES = 1 << 20
 
 
@@ -53,15 +56,24 @@ class Pump:
     """Owns the two fds. While the target takes no more, nothing is read, so the job waits in its next write.
 
     At a log's cap that is for good; with the disk it is tried again, and a log that drops its oldest frees some first.
-    `on_stuck` is told the error when a wait begins, and None when it is over.
+    `on_stuck` is told the error when a wait begins, and None when it is over. After small pieces that come fast, a
+    pipe rests for `rest_s`; when the other one has something meanwhile, it is read first, so that their order stays.
     """
 
     def __init__(
-        self, target: Target, stdout_fd: int, stderr_fd: int, on_stuck: Callable[[OSError | None], None]
+        self,
+        target: Target,
+        stdout_fd: int,
+        stderr_fd: int,
+        on_stuck: Callable[[OSError | None], None],
+        rest_s: float = 0,
     ) -> None:
         self._target, self._on_stuck = target, on_stuck
         self._loop = asyncio.get_running_loop()
         self._open = {stdout_fd: Stream.STDOUT, stderr_fd: Stream.STDERR}
+        self._rest_s = rest_s
+        self._moved_s = dict.fromkeys(self._open, 0.0)  # when, by the loop's clock
+        self._resting: dict[int, asyncio.TimerHandle] = {}
         self._drained = asyncio.Event()
         self._paused = self._ended = self._given_up = False
         self._error: OSError | None = None
@@ -79,6 +91,8 @@ class Pump:
         it is given up.
         """
         self._ended = True
+        for fd in list(self._resting):
+            self._end_rest(fd)
         self._discard_what_is_left()
         await self._drained.wait()
 
@@ -103,6 +117,12 @@ class Pump:
             self._loop.add_reader(fd, self._move, fd)
 
     def _move(self, fd: int) -> None:
+        for other in list(self._resting):
+            self._end_rest(other)
+            if other != fd:
+                self._move(other)
+        if self._paused:
+            return
         try:
             moved = self._target.splice(fd, self._open[fd])
         except BlockingIOError:
@@ -120,6 +140,20 @@ class Pump:
             self._close(fd)
         elif self._target.overdue:
             self._pause()
+        elif self._rest_s and not self._ended:
+            self._rest(fd, moved)
+
+    def _rest(self, fd: int, moved: int) -> None:
+        now = self._loop.time()
+        fast, self._moved_s[fd] = now - self._moved_s[fd] < _FAST_S, now
+        if fast and moved < _LARGE_BYTES:
+            self._loop.remove_reader(fd)
+            self._resting[fd] = self._loop.call_later(self._rest_s, self._move, fd)
+
+    def _end_rest(self, fd: int) -> None:
+        self._resting.pop(fd).cancel()
+        if not self._paused:
+            self._loop.add_reader(fd, self._move, fd)
 
     def _stick(self, error: OSError) -> None:
         full = isinstance(error, LogFull)
@@ -165,6 +199,8 @@ class Pump:
 
     def _close(self, fd: int) -> None:
         self._loop.remove_reader(fd)
+        if fd in self._resting:
+            self._resting.pop(fd).cancel()
         os.close(fd)
         del self._open[fd]
         if not self._open:

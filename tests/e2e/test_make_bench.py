@@ -19,7 +19,7 @@ from bench.svg import plot
 
 TINY = (
     "--quick --watchers 1 3 --fanout-gib 0.004 --job-gib 0.001 --verify-watchers 3 --verify-gib 0.004 --lines 20 "
-    "--idle 3 --memory-gib 0.01 --crowd 3 --crowd-gib 0.01"
+    "--live-jobs 3 --live-seconds 1 --idle 3 --memory-gib 0.01 --crowd 3 --crowd-gib 0.01"
 ).split()
 
 
@@ -46,6 +46,7 @@ def test_every_part_works_and_fills_the_document(as_root: None, tmp_path: Path) 
         ("text", False),
     ]
     assert 0 < result["latency"]["p50_ms"] <= result["latency"]["p99_ms"]
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] and row["messages_s"] for row in result["live"])
     assert [row["stopped"] for row in result["memory"]] == [0, 1]
     page = docs.filled(docs.PAGE.read_text(), result)
     assert page.count("<!-- begin ") == len(docs.tables(result))
