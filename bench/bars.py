@@ -39,6 +39,8 @@ def _found(result: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
         yield what, row["ratio"], LEAST_OF_PLAIN, True
     if latency := result.get("latency"):
         yield "live latency at p50, ms", latency["p50_ms"], MOST_P50_MS, False
+    for row in result.get("live", [])[:1]:
+        yield f"live latency at p50, {row['what']}, ms", row["p50_ms"], MOST_P50_MS, False
     for row in result.get("idle", []):
         yield f"each of {row['watchers']:,} idle watchers, KiB", row["kib_each"], MOST_IDLE_KIB, False
     for row in result.get("memory", []):

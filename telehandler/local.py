@@ -1,38 +1,35 @@
-"""`telehandler local`: the same helper, link, log and jobs, with no server, certificate or port.
+"""`telehandler local`: the same helper, link and pump, with no server, certificate, port, log or record.
 
-Runs in the user's own process. What it shows goes to the sinks that its caller gives: it prints nothing itself.
-Imports `jobs`, `output`, `supervisor` (for the helper alone) and `common`.
+Runs in the user's own process, and writes nothing to a disk. A job's output goes from its pipes to the sinks that the
+caller gives, and so do notes: it prints nothing itself. Imports `jobs`, `output`, `supervisor` (for the helper alone)
+and `common`.
 """
 
 import asyncio
 import os
 import signal
 import socket
-import tempfile
-import time
+import uuid as uuids
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from helper.wire import Stage
-from telehandler.common import limits, process_state
+from telehandler.common import limits, process_state, states
 from telehandler.common.errors import HelperRefused, Interrupted, OutputFailed, not_executed
 from telehandler.common.states import Reason
-from telehandler.jobs.helper_link import HelperLink
-from telehandler.jobs.job import Job
-from telehandler.jobs.manager import Jobs
-from telehandler.jobs.records import Records
+from telehandler.jobs.helper_link import HelperLink, LiveJob
+from telehandler.jobs.helper_requests import Starter, explained, kill
 from telehandler.jobs.request import Request as Request  # what `run` and `check` take
-from telehandler.output.log import CHUNK_BYTES, Stream
+from telehandler.output.pump import Pump
+from telehandler.output.relay import Relay
 from telehandler.supervisor import helper_process
 
 T = TypeVar("T")
 
 READER_S = 2.0  # for a reader that does not read, once the job was ended by a signal to us
-_SLICE_S = 0.2  # of waiting for a reader, between looks at what else has come
 _STOP_S = 10.0  # the grace of a job that ends with us
-# The signals that would end this process, and leave the state directory behind. Not those of a fault in it.
+# The signals that would end this process, and with it, at once, the job. Not those of a fault in it.
 _ENDING = {
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGTERM),
     *(signal.SIGSTKFLT, signal.SIGXCPU, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR),
@@ -41,20 +38,19 @@ _ENDING = {
 
 
 class Sinks(NamedTuple):
-    """Where a job's output and notes for its user go."""
+    """Where a job's output and notes for its user go. The fds stay the caller's."""
 
-    # Whether it is of stderr, the bytes, and how long to wait for room: how many were written.
-    write: Callable[[bool, memoryview, float], int]
+    stdout_fd: int
+    stderr_fd: int
     note: Callable[[str], None]
 
 
 class End(NamedTuple):
-    """How a job ended; `detail`: why not all output was kept."""
+    """How a job ended; no exit code for one that was lost."""
 
     reason: str
     exit_code: int | None
     signal: int
-    detail: str
 
 
 class Signals:
@@ -66,6 +62,12 @@ class Signals:
     def __init__(self) -> None:
         self.received: list[int] = []
         self._listener: Callable[[int], None] | None = None
+        # Python runs a handler before it waits or when the wait is interrupted: one that comes between the two would
+        # be attended to at the next event only. What is written here is one (signal.set_wakeup_fd).
+        self._wakeups, self._waker = socket.socketpair()
+        self._wakeups.setblocking(False)
+        self._waker.setblocking(False)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         # Python runs a handler before it waits or when the wait is interrupted: one that comes between the two would
         # be attended to at the next event only. What is written here is one (signal.set_wakeup_fd).
         self._wakeups, self._waker = socket.socketpair()
@@ -115,47 +117,52 @@ class Signals:
 
 def run(request: Request, cgroup_root: str | None, policy: str | None, sinks: Sinks) -> End:
     """Runs the job to its end. Raises TelehandlerError."""
+
+    async def work(link: HelperLink, starter: Starter, signals: Signals) -> End:
+        unenforced = await starter.unenforced(link, request)
+        live = await starter.start(link, request, uuids.uuid4())
+        return await _Run(link, live, sinks, signals).run(unenforced)
+
     try:
-        return with_jobs(cgroup_root, policy, lambda jobs, signals: _Run(jobs, sinks, signals).run(request))
-    except HelperRefused as refused:
+        return _with_helper(cgroup_root, policy, work)
+    except HelperRefused as error:
+        refused = explained(error, request)
         if refused.stage == Stage.EXEC:
             refused.exit_code = not_executed(refused.errno)
-        raise
+        raise refused from None
 
 
 def check(request: Request, cgroup_root: str | None, policy: str | None) -> list[bytes]:
     """What the job would get, a name and a value each. Raises TelehandlerError."""
-    rows = with_jobs(cgroup_root, policy, lambda jobs, _: jobs.check(request))
+    rows = _with_helper(cgroup_root, policy, lambda link, starter, _: starter.check(link, request))
     return limits.marked(rows, limits.without_file(rows))
 
 
-def with_jobs(cgroup_root: str | None, policy: str | None, work: Callable[[Jobs, Signals], Awaitable[T]]) -> T:
-    """`work` with a helper and a state directory of its own, both gone at the end, also by a signal: Interrupted."""
+def _with_helper(
+    cgroup_root: str | None, policy: str | None, work: Callable[[HelperLink, Starter, Signals], Awaitable[T]]
+) -> T:
+    """`work` with a helper of its own, which ends with it and kills what it started, also at a signal: Interrupted."""
     signals = Signals()
     try:
         process, sock = helper_process.start(cgroup_root, policy)
 
-        async def serve(directory: Path) -> T:
+        async def serve() -> T:
             link = HelperLink(sock)
-            records = Records(directory)
-            jobs = Jobs(directory, link, records, os.fsencode(process_state.working_directory()))
             try:
                 me = asyncio.current_task()
                 assert me is not None
                 signals.listen(lambda _: me.cancel())
-                await jobs.adopt()
-                return await work(jobs, signals)
+                await link.hello()
+                return await work(link, Starter(os.fsencode(process_state.working_directory())), signals)
             except asyncio.CancelledError:
                 signals.check()
                 raise
             finally:
                 link.close()
-                records.close()
 
         try:
             signals.check()
-            with tempfile.TemporaryDirectory(prefix="telehandler-") as directory:
-                return asyncio.run(serve(Path(directory)))
+            return asyncio.run(serve())
         finally:
             sock.close()
             process.wait()
@@ -164,69 +171,76 @@ def with_jobs(cgroup_root: str | None, policy: str | None, work: Callable[[Jobs,
 
 
 class _Run:
-    """One job: its output copied to the sinks, and signals to us that are its own, or its end."""
+    """A job that runs: its output passed on to the sinks, and signals to us that are its own, or its end."""
 
-    def __init__(self, jobs: Jobs, sinks: Sinks, signals: Signals) -> None:
-        self._jobs, self._sinks, self._signals = jobs, sinks, signals
+    def __init__(self, link: HelperLink, live: LiveJob, sinks: Sinks, signals: Signals) -> None:
+        self._link, self._live, self._sinks, self._signals = link, live, sinks, signals
+        os.close(live.cgroup_fd)
+        self._exited = link.exited(live.handle)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._interrupted = False
-        self._attended = 0  # signals
+        self._interrupted = self._stopping = False
 
-    async def run(self, request: Request) -> End:
-        job = await self._jobs.start(request)
-        self._signals.listen(lambda number: self._act(job, number))
-        if text := limits.warning(await self._jobs.unenforced(request)):
+    async def run(self, unenforced: list[str]) -> End:
+        """To its end, and that of its output. Raises OutputFailed; then the job ends with the helper."""
+        self._signals.listen(self._act)
+        if text := limits.warning(unenforced):
             self._sinks.note(text)
-        log, offset = self._jobs.open_log(job), 0
-        while await log.wait(offset):
-            chunk = log.run(offset, offset + CHUNK_BYTES)
-            await self._write(job, chunk.stream is Stream.STDERR, log.bytes_at(offset, chunk.end - offset))
-            offset = chunk.end
-        log.release()
-        await job.ended.wait()
-        await self._jobs.drain()
-        record = job.record
-        code = None if record.reason is Reason.LOST else record.exit_code
-        return End(record.reason.name.lower(), code, record.signal, record.extra.get("log_error", ""))
-
-    async def _write(self, job: Job, stderr: bool, data: bytes) -> None:
-        """All of it. While a reader does not read, nothing else goes on, and the job waits, through its pipe.
-
-        A signal is attended to all the same. Raises OutputFailed.
-        """
-        view, progress = memoryview(data), time.monotonic()
-        while view:
-            if count := self._sinks.write(stderr, view, _SLICE_S):
-                view, progress = view[count:], time.monotonic()
-                continue
-            if self._tasks or self._attended < len(self._signals.received):
-                await self._attend()
-            if self._signals.received and job.ended.is_set() and time.monotonic() - progress > READER_S:
+        relay = Relay(self._sinks.stdout_fd, self._sinks.stderr_fd)
+        pump = Pump(relay, self._live.stdout_fd, self._live.stderr_fd, lambda _: None)
+        relay.on_room = pump.resume
+        await _first(self._exited, relay.failed)
+        drained = asyncio.ensure_future(pump.drained())
+        while not drained.done():
+            count = relay.count
+            await _first(drained, relay.failed, timeout_s=READER_S)
+            if relay.failed.done():
+                relay.failed.result()
+            if self._signals.received and relay.count == count and not drained.done():
                 raise OutputFailed("the job was ended, and nobody reads the rest of its output")
+        return self._end(self._exited.result())
 
-    async def _attend(self) -> None:
-        """Lets the event loop run, for signals that have come, but for no longer than that takes."""
-        self._attended = len(self._signals.received)
-        await asyncio.sleep(0)
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_SLICE_S)
+    def _end(self, facts: dict[str, int] | None) -> End:
+        if not facts:
+            return End(Reason.LOST.name.lower(), None, 0)
+        _, reason = states.end(facts, self._stopping)
+        number = facts["signal"]
+        return End(reason.name.lower(), 128 + number if number else facts["exit_code"], number)
 
-    def _act(self, job: Job, number: int) -> None:
+    def _act(self, number: int) -> None:
         """The first Ctrl-C goes to the job, the second kills it; every other signal that would end us stops it."""
         if number == signal.SIGINT and not self._interrupted:
             self._interrupted = True
-            work = self._interrupt(job)
+            work = self._interrupt()
         else:
-            work = self._jobs.stop(job, signal.SIGTERM, 0 if number in (signal.SIGINT, signal.SIGQUIT) else _STOP_S)
+            work = self._stop(0 if number in (signal.SIGINT, signal.SIGQUIT) else _STOP_S)
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
 
-    async def _interrupt(self, job: Job) -> None:
-        await self._jobs.signal(job, signal.SIGINT)
+    async def _interrupt(self) -> None:
+        if self._exited.done():
+            return
+        await self._link.signal(self._live.handle, signal.SIGINT)
         self._sinks.note("interrupt passed to the job; once more kills it")
+
+    async def _stop(self, grace_s: float) -> None:
+        """SIGTERM, a grace, then SIGKILL to the whole tree; without a grace SIGKILL at once."""
+        if self._exited.done():
+            return
+        self._stopping = True
+        if grace_s:
+            with suppress(HelperRefused):  # it has just ended
+                await self._link.signal(self._live.handle, signal.SIGTERM)
+            await asyncio.wait([self._exited], timeout=grace_s)
+        if not self._exited.done():
+            await kill(self._link, self._live.handle)
 
     def _on_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
             self._sinks.note(str(error))
+
+
+async def _first(*futures: "asyncio.Future[Any]", timeout_s: float | None = None) -> None:
+    """Waits for one of them, and cancels none."""
+    await asyncio.wait(futures, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)

@@ -4,6 +4,8 @@ import ssl
 
 from telehandler.common.errors import TelehandlerError
 
+_COMMON_NAME = bytes.fromhex("550403")  # 2.5.4.3, as DER has it
+_ENCODINGS = {0x14: "latin-1", 0x1C: "utf-32-be", 0x1E: "utf-16-be"}  # of TeletexString and its kin; else UTF-8
 _REMEDY = "`make certs` makes a set under ssl/; -c, -k and -r name others"
 
 
@@ -23,6 +25,40 @@ def read_pair(cert: str, key: str, root: str) -> tuple[bytes, bytes, bytes]:
             f"password; {_REMEDY}"
         ) from None
     return pieces
+
+
+def common_name(cert: str) -> str:
+    """Of the subject of a certificate (RFC 5280, 4.1), in a tenth of the time that cryptography takes to be imported.
+
+    Raises TelehandlerError.
+    """
+    try:
+        text = _read(cert, "certificate").decode("ascii", "replace")
+        pem = text[text.index(ssl.PEM_HEADER) : text.index(ssl.PEM_FOOTER) + len(ssl.PEM_FOOTER)]
+        (_, certificate), *_ = _values(ssl.PEM_cert_to_DER_cert(pem))
+        (_, body), *_ = _values(certificate)
+        fields = [(tag, content) for tag, content in _values(body) if tag != 0xA0]  # but for the version
+        for _, names in _values(fields[4][1]):  # behind serial, algorithm, issuer and validity
+            for _, name in _values(names):
+                (_, kind), (tag, value) = _values(name)
+                if kind == _COMMON_NAME:
+                    return value.decode(_ENCODINGS.get(tag, "utf-8"))
+    except (ValueError, IndexError):
+        pass
+    raise TelehandlerError(f"{cert} is no certificate with a common name: give the job's whole name")
+
+
+def _values(der: bytes) -> list[tuple[int, bytes]]:
+    """The tag and the content of each value (X.690, 8.1). Raises IndexError where it is cut short."""
+    found, at = [], 0
+    while at < len(der):
+        tag, length, at = der[at], der[at + 1], at + 2
+        if length & 0x80:
+            count = length & 0x7F
+            length, at = int.from_bytes(der[at : at + count], "big"), at + count
+        found.append((tag, der[at : at + length]))
+        at += length
+    return found
 
 
 def _no_password() -> bytes:

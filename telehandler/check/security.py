@@ -10,7 +10,6 @@ import ssl
 import stat
 import subprocess
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,7 @@ from helper import wire
 from telehandler import local
 from telehandler.check.machine import Target, certificates, controllers, request, verdict
 from telehandler.common.errors import HelperRefused, TelehandlerError
-from telehandler.jobs.manager import Jobs
 from telehandler.jobs.request import Request
-from telehandler.output.log import Stream
 from telehandler.supervisor import helper_process
 from telehandler.supervisor.prerequisites import Finding
 
@@ -38,7 +35,7 @@ _WRITABLE = {"/proc", "/tmp", "/var/tmp", "/dev/shm", "/dev/pts"}
 def security(target: Target) -> Iterator[Finding]:
     """The properties of docs/security.md that can be tried on a running installation."""
     rows = verdict(target)
-    probe = json.loads(local.with_jobs(target.cgroup_root, target.policy, partial(_output, _probe_request())))
+    probe = json.loads(_output(_probe_request(), target))
     yield from _protocol(target)
     yield controllers(rows)._replace(name="S10")
     yield _refusal(target, "S10", "a limit beyond the policy's maximum is refused", limits={"pids": _FAR_TOO_MUCH})
@@ -54,18 +51,19 @@ def _probe_request() -> Request:
     return request(argv=[b"/usr/bin/python3", b"-I", b"-S", b"-c", PROBE.read_bytes()])
 
 
-async def _output(request: Request, jobs: Jobs, _: local.Signals) -> bytes:
+def _output(request: Request, target: Target) -> bytes:
     """A job's stdout. Raises TelehandlerError with its stderr when it fails."""
-    job = await jobs.start(request)
-    log = jobs.open_log(job)
-    await job.ended.wait()
-    outputs = {Stream.STDOUT: b"", Stream.STDERR: b""}
-    for segment in log.segments(0):
-        outputs[segment.stream] += log.bytes_at(segment.offset, segment.end - segment.offset)
-    log.release()
-    if job.record.exit_code:
-        raise TelehandlerError(f"the probe failed: {outputs[Stream.STDERR].decode('utf-8', 'replace')[-300:]}")
-    return outputs[Stream.STDOUT]
+    stdout_fd, stderr_fd = os.memfd_create("stdout"), os.memfd_create("stderr")
+    try:
+        sinks = local.Sinks(stdout_fd, stderr_fd, lambda _: None)
+        end = local.run(request, target.cgroup_root, target.policy, sinks)
+        stdout, stderr = (os.pread(fd, os.fstat(fd).st_size, 0) for fd in (stdout_fd, stderr_fd))
+    finally:
+        os.close(stdout_fd)
+        os.close(stderr_fd)
+    if end.exit_code != 0:
+        raise TelehandlerError(f"the probe failed: {stderr.decode('utf-8', 'replace')[-300:]}")
+    return stdout
 
 
 def _refusal(target: Target, name: str, text: str, **changes: Any) -> Finding:

@@ -13,6 +13,10 @@ import sys
 # What is imported is no garbage, and to look for some among it again and again takes 5 ms of each start.
 gc.set_threshold(100_000)
 
+from telehandler.cli import lazy_modules  # noqa: E402
+
+lazy_modules.install()
+
 import click  # noqa: E402
 
 from telehandler import __version__  # noqa: E402

@@ -24,7 +24,7 @@ def find(job: str | None, settings: dict[str, str], client: "Client") -> str:
     if parent == "" and "/" in job:
         return job  # the server says what is wrong with it
     if _is_uuid(word):
-        return f"{parent or _user(settings['cert'])}/jobs/{word}"
+        return f"{parent or client.user()}/jobs/{word}"
     if not _PREFIX.fullmatch(word):
         raise TelehandlerError(f"{job!r} is no job's name or UUID, nor the beginning of a UUID: `client ls` lists them")
     return _complete(client, parent, word.lower())
@@ -74,17 +74,3 @@ def _complete(client: "Client", parent: str, prefix: str) -> str:
         more = " and more" if len(found) == _MAX_SHOWN else ""
         raise TelehandlerError(f"{prefix} is the beginning of several jobs: {shown}{more}; give more of it")
     return found[0]
-
-
-def _user(certificate: str) -> str:
-    from cryptography import x509  # slow to import: only for a bare UUID
-    from cryptography.x509.oid import NameOID
-
-    try:
-        with open(certificate, "rb") as file:
-            subject = x509.load_pem_x509_certificate(file.read()).subject
-        return "users/" + str(subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
-    except (OSError, ValueError, IndexError):
-        raise TelehandlerError(
-            f"{certificate} is no certificate with a common name: give the job's whole name"
-        ) from None

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from telehandler.cli import options, parse, terminal
+from telehandler.common.streams import STDERR_FD, STDOUT_FD
 
 
 @click.command(context_settings=options.JOB_COMMAND)
@@ -35,5 +36,5 @@ def command(context: click.Context, /, cgroup_root: str | None, helper_policy: s
     if given["dry_run"]:
         terminal.show_check(given["command"], local.check(request, cgroup_root, helper_policy))
         return
-    end = local.run(request, cgroup_root, helper_policy, local.Sinks(terminal.write_some, terminal.note))
+    end = local.run(request, cgroup_root, helper_policy, local.Sinks(STDOUT_FD, STDERR_FD, terminal.note))
     context.exit(terminal.report_end(*end))

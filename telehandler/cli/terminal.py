@@ -16,11 +16,6 @@ def write(stderr: bool, data: bytes) -> None:
     streams.write(streams.STDERR_FD if stderr else streams.STDOUT_FD, data)
 
 
-def write_some(stderr: bool, data: memoryview, timeout_s: float) -> int:
-    """How much of `data` was written; 0 when nobody read in that time. Raises as `write` does."""
-    return streams.write_some(streams.STDERR_FD if stderr else streams.STDOUT_FD, data, timeout_s)
-
-
 def note(text: str) -> None:
     """One line on stderr; control characters of a job's fields are shown escaped."""
     print(f"telehandler: {printable(text)}", file=sys.stderr, flush=True)

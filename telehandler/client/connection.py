@@ -12,7 +12,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own lines are not ours: e
 
 import grpc
 
-from telehandler.certs.pem import read_pair
+from telehandler.certs.pem import common_name, read_pair
 from telehandler.client import answers
 from telehandler.client.answers import End as End  # what `watch` gives
 from telehandler.client.retries import Retries
@@ -81,6 +81,10 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def user(self) -> str:
+        """Who we are to the server, as names of jobs begin: users/{user}."""
+        return f"users/{common_name(self._files[0])}"
 
     def start(self, request: "pb.StartJobRequest", note: Callable[[str], None] = _silent) -> str:
         """The name of a running job.

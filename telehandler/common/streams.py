@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import TextIO
 
 from telehandler.common.errors import OutputFailed, ReaderGone
@@ -38,6 +39,15 @@ def write_some(fd: int, data: memoryview, timeout_s: float) -> int:
         return 0
 
 
+def splice(pipe_fd: int, fd: int, size: int) -> int:
+    """Moves up to `size` bytes between two pipes without a copy, never waiting: how many, 0 at the first one's end.
+
+    Raises BlockingIOError when there is nothing to move, or no room for it, also where a write would wait; else as
+    `write` does.
+    """
+    return _attempt(fd, lambda: os.splice(pipe_fd, fd, size, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE))
+
+
 def wait(fd: int, timeout_s: float | None = None) -> bool:
     """Whether an fd can be written to, or has failed, within this time."""
     import select  # a few tenths of a millisecond of each start
@@ -49,16 +59,20 @@ def wait(fd: int, timeout_s: float | None = None) -> bool:
 
 def _write(fd: int, view: memoryview) -> int:
     """One write. Raises BlockingIOError when there is no room now."""
+    return _attempt(fd, lambda: os.write(fd, view))
+
+
+def _attempt(fd: int, output: Callable[[], int]) -> int:
     try:
         if fd in closed:
             raise OSError(errno.EBADF, "it is closed")
-        return os.write(fd, view)
+        return output()
     except BrokenPipeError:
         raise ReaderGone from None
     except BlockingIOError:
         raise
     except OSError as error:
-        raise OutputFailed(f"{_NAMES[fd]} cannot be written: {error.strerror}") from None
+        raise OutputFailed(f"{_NAMES.get(fd, 'a file')} cannot be written: {error.strerror}") from None
 
 
 class _Results(io.RawIOBase):

@@ -5,8 +5,9 @@ import uuid as uuids
 from telehandler.common.errors import HelperUnavailable
 from telehandler.common.states import Reason, State
 from telehandler.jobs.helper_link import HelperLink, LiveJob
+from telehandler.jobs.helper_requests import release
 from telehandler.jobs.job import Job, ended_job
-from telehandler.jobs.lifecycle import Lifecycle, release
+from telehandler.jobs.lifecycle import Lifecycle
 from telehandler.jobs.records import Record, Records
 
 

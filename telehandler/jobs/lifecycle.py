@@ -14,16 +14,17 @@ from typing import Any
 
 from helper.wire import Stage
 from telehandler.common import states
-from telehandler.common.errors import HelperRefused, HelperUnavailable, TelehandlerError
+from telehandler.common.errors import HelperRefused, HelperUnavailable
 from telehandler.common.states import Reason, State
 from telehandler.common.turns import Threads
 from telehandler.jobs.helper_link import HelperLink, LiveJob
+from telehandler.jobs.helper_requests import kill, release
 from telehandler.jobs.job import STOP_BY, Job
 from telehandler.jobs.records import Record, Records
 from telehandler.jobs.retention import Retention
 from telehandler.output import digest
 from telehandler.output.log import Cap, JobLog, LogFull, Stream
-from telehandler.output.pump import RETRY_S, Pump
+from telehandler.output.pump import REST_S, RETRY_S, Pump
 
 _MAX_DIGEST_THREADS = 8
 
@@ -57,7 +58,8 @@ class Lifecycle:
         os.close(live.cgroup_fd)  # statistics while it runs come with a later verb
         job.handle, job.link = live.handle, link
         self.running[job.record.uuid] = job
-        pump = job.pump = Pump(log, live.stdout_fd, live.stderr_fd, lambda error: self._on_blocked(job, error))
+        on_stuck = partial(self._on_blocked, job)
+        pump = job.pump = Pump(log, live.stdout_fd, live.stderr_fd, on_stuck, REST_S)
         self.spawn(self._follow(job, log, pump, link))
 
     async def stop(self, job: Job, number: int, grace_s: float) -> None:
@@ -155,7 +157,7 @@ class Lifecycle:
 
     async def _follow(self, job: Job, log: JobLog, pump: Pump, link: HelperLink) -> None:
         """A job's way to its end: the pipes to EOF first, so that its last bytes come before its end."""
-        digests = asyncio.create_task(digest.follow(log, pump.hashed, partial(self._digests.run, job.record.owner)))
+        digests = asyncio.create_task(digest.follow(log, pump.resume, partial(self._digests.run, job.record.owner)))
         facts = await job.exited
         await pump.drained()
         job.output_lost = pump.discarded > 0
@@ -206,24 +208,3 @@ def new_log(directory: Path, record: Record) -> JobLog:
     """The log of a job that runs, below the `directory` of all jobs. Raises OSError."""
     cap = Cap(int(record.extra.get("log_max_bytes", 0)), record.extra.get("log_policy") == "drop")
     return JobLog(directory / record.uuid, cap)
-
-
-async def kill(link: HelperLink, handle: int) -> None:
-    """KILL; a job that has just ended is no error."""
-    try:
-        await link.kill(handle)
-    except HelperRefused:
-        pass
-    except HelperUnavailable:
-        if not link.closed:  # else it has ended with the helper
-            raise
-
-
-async def release(link: HelperLink, handle: int) -> None:
-    """Has the helper forget a job, once it has ended."""
-    await link.exited(handle)
-    try:
-        await link.release(handle)
-    except TelehandlerError:
-        pass  # the helper is gone, and all it held
-    link.forget(handle)

@@ -1,15 +1,13 @@
-"""All jobs of one server: what the service and `telehandler local` call."""
+"""All jobs of one server: what the service calls."""
 
-import uuid as uuids
 from collections.abc import Collection
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from telehandler.common import limits
-from telehandler.common.errors import TelehandlerError
 from telehandler.common.states import State
 from telehandler.jobs import adoption
 from telehandler.jobs.helper_link import HelperLink
+from telehandler.jobs.helper_requests import Starter
 from telehandler.jobs.job import Job, ended_job
 from telehandler.jobs.lifecycle import Lifecycle
 from telehandler.jobs.records import Cursor, Keep, Records
@@ -38,8 +36,8 @@ class Jobs:
         self._directory, self._link, self._records = directory / "jobs", link, records
         self._retention = Retention(self._directory, records, keep or Keep())
         self._lifecycle = Lifecycle(self._directory, records, self._retention)
-        self._starts = Starts(self._directory, records, self._lifecycle, cwd, max_jobs_per_user)
-        self._unenforced: dict[tuple[HelperLink, str], list[str]] = {}  # of the helper and profile used last
+        self._starter = Starter(cwd)
+        self._starts = Starts(self._directory, records, self._lifecycle, self._starter, max_jobs_per_user)
         self._logs: WeakValueDictionary[str, JobLog] = WeakValueDictionary()  # of ended jobs, while they are watched
 
     async def adopt(self) -> None:
@@ -63,25 +61,11 @@ class Jobs:
 
     async def check(self, request: Request) -> list[bytes]:
         """What a job of this request would get, a name and a value each. Raises as start does."""
-        spec = self._starts.spec(request, uuids.UUID(int=0))
-        fallback = [] if request.cwd else [b"cwd_fallback /"]  # as in start
-        return [*(b"env " + entry for entry in spec.env), *await self._link.check(spec), *fallback]
+        return await self._starter.check(self._link, request)
 
     async def unenforced(self, request: Request) -> list[str]:
         """Of the limits that a request sets, those that nothing enforces here: see limits.py."""
-        if not limits.of_request(name for name, value in request.limits.items() if value):
-            return []
-        key = self._link, request.profile  # a profile's files may lie on no disk that io could be limited on
-        if key not in self._unenforced:
-            plain = request._replace(argv=[b"true"], env={}, cwd=b"/", limits={})
-            try:
-                found = limits.without_file(await self._link.check(self._starts.spec(plain, uuids.UUID(int=0))))
-            except TelehandlerError:  # as when no more jobs may run now
-                return [
-                    name for name in limits.of_controllers(self._link.missing_controllers) if request.limits.get(name)
-                ]
-            self._unenforced = {key: found}
-        return [name for name in self._unenforced[key] if request.limits.get(name)]
+        return await self._starter.unenforced(self._link, request)
 
     async def start(self, request: Request) -> Job:
         """A running job, or the one that this request id has started already: see Starts.start."""

@@ -10,19 +10,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from helper.wire import Stage
 from telehandler.common import bounds, capacity
 from telehandler.common.errors import Exhausted, HelperRefused, HelperUnavailable, RequestReused, ServerEnding
 from telehandler.common.turns import Turns
-from telehandler.jobs.helper_link import HelperLink, JobSpec, LiveJob, Unreceived
+from telehandler.jobs.helper_link import HelperLink, LiveJob, Unreceived
+from telehandler.jobs.helper_requests import Starter, explained, kill, release
 from telehandler.jobs.job import Job, ended_job
-from telehandler.jobs.lifecycle import Lifecycle, kill, new_log, release
+from telehandler.jobs.lifecycle import Lifecycle, new_log
 from telehandler.jobs.records import Record, Records
-from telehandler.jobs.request import DEFAULT_ENV, Request, new_record
+from telehandler.jobs.request import Request
 from telehandler.output.log import JobLog
-
-_RATE_PATIENCE_S, _RATE_PAUSE_S = 10.0, 0.02
-_MAX_SHOWN = 200  # bytes of a command or directory in a message
 
 
 class Starts:
@@ -33,13 +30,12 @@ class Starts:
     """
 
     def __init__(
-        self, directory: Path, records: Records, lifecycle: Lifecycle, cwd: bytes, max_jobs_per_user: int
+        self, directory: Path, records: Records, lifecycle: Lifecycle, starter: Starter, max_jobs_per_user: int
     ) -> None:
-        self._directory, self._records, self._lifecycle, self._cwd = directory, records, lifecycle, cwd
+        self._directory, self._records, self._lifecycle, self._starter = directory, records, lifecycle, starter
         self._max_jobs_per_user = max_jobs_per_user  # 0: a share
         self._turns = Turns(bounds.MAX_STARTING_PER_USER)
         self._starting: Counter[str] = Counter()  # by owner
-        self._over_rate = asyncio.Lock()
         self._tasks: set[asyncio.Task[Job]] = set()
         self._of_requests: dict[tuple[str, str], asyncio.Task[Job]] = {}  # by owner and request id
         self._closed = False
@@ -103,22 +99,17 @@ class Starts:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def spec(self, request: Request, uuid: uuids.UUID) -> JobSpec:
-        """What the helper is asked for."""
-        env = [name + b"=" + value for name, value in (DEFAULT_ENV | request.env).items()]
-        place = request.profile, request.cwd or self._cwd
-        return JobSpec(uuid.bytes, *place, request.argv, env, request.limits, request.merge_stderr)
-
     async def _start(self, request: Request, link: HelperLink) -> Job:
-        record = new_record(request)
+        record = _new_record(request)
         log, live = None, None
         try:
             capacity.check(self._directory.parent, len(self._tasks) - 1)
             log = new_log(self._directory, record)  # before it runs: what cannot be kept is not started
             if record.request_id and not self._records.begin(record):
                 raise HelperUnavailable("the helper has not answered a start of this request id: it is not known yet")
-            spec = self.spec(request, uuids.UUID(record.uuid))
-            live = await self._ask_helper(link, spec, anywhere=not request.cwd)
+            live = await self._starter.start(
+                link, request, uuids.UUID(record.uuid), lambda: len(self._lifecycle.running) >= link.max_jobs
+            )
             record.job_uid, record.start_ns = live.uid, time.time_ns()
             self._records.save(record)
         except Exception as error:
@@ -127,26 +118,6 @@ class Starts:
         job = Job(record, log)
         self._lifecycle.follow(job, log, live, link)
         return job
-
-    async def _ask_helper(self, link: HelperLink, spec: JobSpec, anywhere: bool) -> LiveJob:
-        """Starts it in /, if `anywhere` will do, where the server's own directory is hidden from jobs.
-
-        A start over the policy's rate waits for a while: users take turns there too, or the one who asks most often
-        would have it all.
-        """
-        patience = time.monotonic() + _RATE_PATIENCE_S
-        while True:
-            try:
-                return await link.start(spec)
-            except HelperRefused as refused:
-                if refused.stage == Stage.CHDIR and anywhere and spec.cwd != b"/":
-                    spec = spec._replace(cwd=b"/")
-                    continue
-                full = len(self._lifecycle.running) >= link.max_jobs
-                if refused.stage != Stage.CAPACITY or full or time.monotonic() > patience:
-                    raise
-            async with self._over_rate:  # first come, first served
-                await asyncio.sleep(_RATE_PAUSE_S)
 
     async def _undo(
         self, record: Record, log: JobLog | None, live: LiveJob | None, link: HelperLink, error: Exception
@@ -167,23 +138,24 @@ class Starts:
                 self._records.forget(record)
 
 
+def _new_record(request: Request) -> Record:
+    """Of a job that is about to start."""
+    record = Record(str(uuids.uuid4()), request.owner, request.argv, start_ns=time.time_ns())
+    record.request_id, record.request_sha256 = request.request_id, request.request_sha256
+    if request.log_cap.max_bytes:
+        policy = "drop" if request.log_cap.drop_oldest else "kill" if request.log_kill else "block"
+        record.extra |= {"log_max_bytes": str(request.log_cap.max_bytes), "log_policy": policy}
+    return record
+
+
 def _explained(error: Exception, request: Request) -> Exception:
     """What the user is told of a start that failed."""
     if isinstance(error, HelperRefused):
-        return _with_name(error, request)
+        return explained(error, request)
     if isinstance(error, sqlite3.OperationalError) or (isinstance(error, OSError) and error.errno in capacity.ERRORS):
         text = error.strerror if isinstance(error, OSError) else error
         return Exhausted(f"the server cannot keep a job in its state directory: {text}")
     return error
-
-
-def _with_name(refused: HelperRefused, request: Request) -> HelperRefused:
-    """A refusal that says what the helper, which quotes no user, leaves out: the command or the directory."""
-    word = {Stage.EXEC: request.argv[0], Stage.CHDIR: request.cwd}.get(Stage(refused.stage))
-    if not word:
-        return refused
-    shown = repr(word[:_MAX_SHOWN].decode("utf-8", "backslashreplace"))
-    return HelperRefused(refused.stage, refused.errno, f"{refused}: {shown}")
 
 
 def _of_same_request(job: Job, request: Request) -> Job:

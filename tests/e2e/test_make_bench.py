@@ -19,7 +19,8 @@ from bench.svg import plot
 
 TINY = (
     "--quick --watchers 1 3 --fanout-gib 0.004 --job-gib 0.001 --verify-watchers 3 --verify-gib 0.004 --lines 20 "
-    "--idle 3 --memory-gib 0.01 --crowd 3 --crowd-gib 0.01 --clients 3 --clients-gib 0.004 --link-seconds 0.05"
+    "--live-jobs 3 --live-seconds 1 --idle 3 --memory-gib 0.01 --crowd 3 --crowd-gib 0.01 "
+    "--clients 3 --clients-gib 0.004 --link-seconds 0.05"
 ).split()
 
 
@@ -46,6 +47,7 @@ def test_every_part_works_and_fills_the_document(as_root: None, tmp_path: Path) 
         ("text", False),
     ]
     assert 0 < result["latency"]["p50_ms"] <= result["latency"]["p99_ms"]
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] and row["messages_s"] for row in result["live"])
     assert [row["stopped"] for row in result["memory"]] == [0, 1]
     assert {(row["client"], row["watchers"]) for row in result["clients"]} == {("grpcio", 3), ("library", 3)}
     assert [(row["mbit_s"], row["watchers"]) for row in result["links"]] == [

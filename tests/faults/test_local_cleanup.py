@@ -107,27 +107,62 @@ def _is_full(read_fd: int) -> bool:
     return bool(there >= 1 << 16)
 
 
+def _written(local: "subprocess.Popen[bytes]") -> int:
+    """Bytes that the job has written."""
+    (pid,) = [pid for pid in processes_with("head\0-c\x0064000000") if pid != local.pid]
+    counts = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    return int(counts["wchar"])
+
+
 def test_r24_the_job_of_a_local_that_nobody_reads_waits(policy: Path, tmp_path: Path, as_root: None) -> None:
-    """Its output does not fill the disk: no more than the pipes hold is taken from it."""
+    """No more than the pipes hold is taken from it, none of it goes to a disk, and little to memory."""
     read_fd, write_fd = os.pipe()
-    job = "i=0; while [ $i -lt 64 ]; do head -c 1000000 /dev/zero; i=$((i+1)); done"
-    local = _local(policy, tmp_path, "sh", "-c", job, stdout=write_fd)
+    local = _local(policy, tmp_path, "head", "-c", "64000000", "/dev/zero", stdout=write_fd)
     os.close(write_fd)
-    wait_until("it waits for its reader", lambda: _is_full(read_fd))
-    (directory,) = tmp_path.iterdir()
-    (output,) = directory.glob("jobs/*/output")
-    sizes = {output.stat().st_size}
+    wait_until("it waits for its reader", lambda: _is_full(read_fd) and _waits(local.pid))
+    sizes = {_written(local)}
     for _ in range(10):
         time.sleep(0.05)  # for it to go on, if it did
-        sizes.add(output.stat().st_size)
-    assert max(sizes) < 8 << 20
+        sizes.add(_written(local))
+    assert 1 << 16 <= max(sizes) <= 2 << 20
     total = 0
     with open(read_fd, "rb", 0) as pipe:
         while piece := pipe.read(1 << 20):
             total += len(piece)
-    assert (total, local.wait(DEADLINE_S)) == (64_000_000, 0)
+            assert not list(tmp_path.iterdir())
+        peak_kib = _peak_kib(local)
+    assert (total, local.returncode) == (64_000_000, 0)
+    assert peak_kib < 48 << 10
+
+
+def _waits(pid: int) -> bool:
+    """Whether a process sleeps."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
+def _peak_kib(local: "subprocess.Popen[bytes]") -> int:
+    """Waits for its end: its highest resident memory, KiB."""
+    _, status, usage = os.wait4(local.pid, 0)
+    local.returncode = os.waitstatus_to_exitcode(status)
     assert local.stderr
     local.stderr.close()
+    return usage.ru_maxrss
+
+
+def test_r24_a_local_whose_reader_has_enough_ends_with_its_job(policy: Path, tmp_path: Path, as_root: None) -> None:
+    """As by SIGPIPE: `| head -n 1`."""
+    seconds = f"1000.9{os.getpid()}"
+    job = f"sleep {seconds} & yes"
+    local = _local(policy, tmp_path, "sh", "-c", job, stdout=subprocess.PIPE)
+    assert local.stdout
+    assert local.stdout.readline() == b"y\n"
+    local.stdout.close()
+    assert local.stderr
+    assert local.stderr.read() == b""
+    local.stderr.close()
+    assert local.wait(DEADLINE_S) == 128 + signal.SIGPIPE
+    assert _gone(tmp_path, seconds)()
+    assert not processes_with("yes\0")
 
 
 # The signal comes to another thread than the one that waits, so that nothing interrupts its wait: as one does that

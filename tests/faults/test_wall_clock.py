@@ -9,7 +9,7 @@ from support.checkout import ROOT
 # Every place where the product reads the wall clock, and what it is there.
 WALL_CLOCK = {
     "telehandler/jobs/start.py _start": "when a job began, for its record",
-    "telehandler/jobs/request.py new_record": "the same, until it is known to run",
+    "telehandler/jobs/start.py _new_record": "the same, until it is known to run",
     "telehandler/jobs/lifecycle.py end": "when it ended",
     "telehandler/output/log.py splice": "when output arrived",
     "telehandler/jobs/retention.py prune": "the age of an ended job, which may have ended under another server",
