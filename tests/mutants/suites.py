@@ -57,6 +57,7 @@ SUITES = {
     ],
     "helper/confine.py": [
         f"{_SECURITY}/test_job_attributes.py",
+        "tests/helper/test_confine.py",
         f"{_SECURITY}/test_sandbox_probe.py",
         f"{_SECURITY}/test_machine_pools.py",
         f"{_SECURITY}/test_job_isolation.py",
@@ -64,11 +65,12 @@ SUITES = {
         *_FAULTS,
     ],
     "helper/uids.py": [
-        f"{_SECURITY}/test_uids.py::test_s45_the_lock_file_is_roots_alone_from_its_beginning",
-        f"{_SECURITY}/test_job_uids.py",
         f"{_SECURITY}/test_uids.py",
+        f"--deselect={_SECURITY}/test_uids.py::test_s45_locals_and_a_server_share_no_uid",
+        f"{_SECURITY}/test_job_uids.py",
     ],
     "helper/syscalls.py": [
+        "tests/helper/test_syscalls.py",
         f"{_SECURITY}/test_job_attributes.py",
         f"{_SECURITY}/test_sandbox_probe.py",
         f"{_SECURITY}/test_profiles.py",

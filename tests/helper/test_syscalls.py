@@ -1,0 +1,59 @@
+"""The numbers of helper/syscalls.py are those of the machine's headers; its wrappers raise what errno says."""
+
+import errno
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from helper import syscalls as sc
+
+HEADERS = (
+    *("stdio.h", "signal.h", "fcntl.h", "sys/mount.h", "sys/personality.h", "sys/prctl.h", "sys/syscall.h"),
+    *("linux/sched.h", "linux/ioprio.h", "linux/openat2.h", "linux/seccomp.h", "linux/keyctl.h"),
+)
+# What the headers call by another name.
+NAMES = {
+    "_MOVE_MOUNT_EMPTY_PATHS": "MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH",
+    "_PERSONALITY_OF_X86_64": "PER_LINUX",
+}
+NOT_IN_HEADERS = {"_DEFAULT_SLACK_NS"}  # test_job_attributes.py has it
+
+
+def test_every_number_is_the_headers(tmp_path: Path) -> None:
+    numbers = {name: value for name, value in vars(sc).items() if name.isupper() and name not in NOT_IN_HEADERS}
+    assert len(numbers) > 40
+    lines = [f"#include <{name}>" for name in HEADERS] + ["int main(void) {"]
+    for name in numbers:
+        in_c = NAMES.get(name) or re.sub("^SYS_(.*)", lambda match: f"SYS_{match[1].lower()}", name.removeprefix("_"))
+        lines += [f'printf("{name} %lld\\n", (long long)({in_c}));']
+    source = tmp_path / "numbers.c"
+    source.write_text("\n".join(["#define _GNU_SOURCE", *lines, "}"]))
+    subprocess.run(["gcc", "-o", tmp_path / "numbers", source], check=True)
+    told = subprocess.run([tmp_path / "numbers"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert {name: int(value) for name, value in map(str.split, told.splitlines())} == numbers
+
+
+def test_an_error_has_errno_and_path(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+    with pytest.raises(FileNotFoundError) as raised:
+        sc.open_nofollow(missing)
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOENT, missing)
+
+
+def test_an_fd_without_links_closes_on_exec_and_reads_nothing(tmp_path: Path) -> None:
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_text("text")
+    link.symlink_to(file)
+    fd = sc.open_nofollow(str(file))
+    assert not os.get_inheritable(fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):  # O_PATH
+        os.read(fd, 1)
+    os.close(fd)
+    with pytest.raises(OSError, match="symbolic links"):
+        sc.open_nofollow(str(link))
+    fd = sc.open_nofollow(str(link), last_may_be_link=True)
+    assert os.readlink("", dir_fd=fd) == str(file)
+    os.close(fd)
