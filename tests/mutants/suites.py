@@ -27,11 +27,21 @@ _FAULTS = [
     f"{_SECURITY}/test_syscall_faults.py::test_s16_every_process_is_born_in_the_jobs_cgroup",
     f"{_SECURITY}/test_syscall_faults.py::test_s35_each_fork_ends_in_exec_or_exit",
 ]
-# Those of a job's end that wait for no grace.
-_JOB_ENDS = [
-    "tests/helper/test_message_bounds.py",
-    "tests/helper/test_jobs.py",
-    "--deselect=tests/helper/test_jobs.py::test_a_timeout_asks_first_and_kills_after_the_grace",
+_JOBS = "tests/helper/test_jobs.py"
+# A job's life: what is not of the helper alone, and waits for no grace.
+_LIFE = [
+    f"{_JOBS}::test_exit_codes_and_signals_are_attested",
+    f"{_JOBS}::test_working_directories_that_are_refused",
+    f"{_JOBS}::test_sigterm_reaches_the_main_process_and_sigint_its_group",
+    f"{_JOBS}::test_kill_ends_a_tree_with_sessions_and_daemons",
+    f"{_JOBS}::test_a_killed_helper_takes_its_jobs_along_and_the_next_one_sweeps",
+    "tests/helper/test_message_bounds.py::test_sigstop_stops_the_job_and_not_its_init",
+    *(f"tests/helper/test_message_bounds.py::test_every_signal_arrives[{number}]" for number in (2, 17, 32, 33, 64)),
+]
+_INHERITED = [
+    f"{_SECURITY}/test_inherited_state.py::test_s22_the_umask_is_022_whatever_the_starters",
+    f"{_SECURITY}/test_inherited_state.py::test_s22_signals_are_default_whatever_the_starters",
+    f"{_SECURITY}/test_inherited_state.py::test_s24_no_mount_travels_to_a_host_whose_mounts_are_shared",
 ]
 SUITES = {
     "helper/wire.py": ["tests/helper/test_wire_format.py", "tests/helper/test_wire.py"],
@@ -59,9 +69,8 @@ SUITES = {
         f"{_SECURITY}/test_job_attributes.py",
         "tests/helper/test_confine.py",
         f"{_SECURITY}/test_sandbox_probe.py",
-        f"{_SECURITY}/test_machine_pools.py",
-        f"{_SECURITY}/test_job_isolation.py",
-        f"{_SECURITY}/test_sandbox_escape.py",
+        f"{_SECURITY}/test_machine_pools.py::test_s44_processes_are_bounded_without_a_controller_too",
+        f"{_SECURITY}/test_job_isolation.py::test_s27_the_keyring_is_the_jobs_own_and_empty",
         *_FAULTS,
     ],
     "helper/uids.py": [
@@ -73,14 +82,12 @@ SUITES = {
         "tests/helper/test_syscalls.py",
         f"{_SECURITY}/test_job_attributes.py",
         f"{_SECURITY}/test_sandbox_probe.py",
-        f"{_SECURITY}/test_profiles.py",
-        f"{_SECURITY}/test_inherited_state.py",
-        *_JOB_ENDS,
+        *_INHERITED,
+        *_LIFE,
+        f"{_SECURITY}/test_profiles.py::test_s24_binds_hold_for_what_is_mounted_below",
+        f"{_SECURITY}/test_profiles.py::test_s24_a_symbolic_link_in_a_path_of_the_policy_is_refused",
         f"{_SECURITY}/test_back_doors.py",
-        f"{_SECURITY}/test_names.py",
-        f"{_SECURITY}/test_job_isolation.py",
-        f"{_SECURITY}/test_sandbox_escape.py",
-        f"{_SECURITY}/test_helper_process.py",
+        f"{_SECURITY}/test_job_isolation.py::test_s27_the_keyring_is_the_jobs_own_and_empty",
         *_FAULTS,
     ],
     "helper/view.py": [
@@ -88,21 +95,18 @@ SUITES = {
         f"{_SECURITY}/test_profiles.py",
         f"{_SECURITY}/test_back_doors.py",
         f"{_SECURITY}/test_names.py",
-        f"{_SECURITY}/test_machine_pools.py",
-        f"{_SECURITY}/test_sandbox_escape.py",
-        f"{_SECURITY}/test_inherited_state.py",
+        f"{_SECURITY}/test_machine_pools.py::test_s44_terminals_are_bounded",
         f"{_SECURITY}/test_read_only_view.py",
-        *_FAULTS,
+        *_INHERITED,
     ],
     "helper/spawn.py": [
         f"{_SECURITY}/test_sandbox_probe.py",
         "tests/helper/test_merged_streams.py",
-        *_JOB_ENDS,
-        f"{_SECURITY}/test_start_request.py",
-        f"{_SECURITY}/test_inherited_state.py",
+        *_LIFE,
+        f"{_SECURITY}/test_start_request.py::test_s15_no_fd_is_a_way_out",
+        f"{_SECURITY}/test_start_request.py::test_s20_argv_and_env_reach_exec_as_they_are",
         f"{_SECURITY}/test_helper_process.py",
-        f"{_SECURITY}/test_job_isolation.py",
-        f"{_SECURITY}/test_sandbox_escape.py",
+        *_INHERITED,
         *_FAULTS,
     ],
     "telehandler/api/auth.py": ["tests/api/test_auth.py"],
