@@ -28,7 +28,6 @@ SI_QUEUE = -1  # si_code of a signal with a value
 
 # PyDLL keeps the GIL: clone3 must return in the child with the interpreter's locks as they were.
 _libc = ctypes.PyDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 
 
 def _check(result: int, path: str) -> int:
@@ -43,7 +42,7 @@ def clone3(namespaces: int, cgroup_fd: int) -> tuple[int, int]:
 
     As os.fork does, the interpreter is told before and after. See clone(2).
     """
-    pidfd = ctypes.c_int(-1)
+    pidfd = ctypes.c_int()
     flags = namespaces | _CLONE_PIDFD | _CLONE_INTO_CGROUP
     arguments = struct.pack("<QQ16xQ40xQ", flags, ctypes.addressof(pidfd), signal.SIGCHLD, cgroup_fd)
     ctypes.pythonapi.PyOS_BeforeFork()

@@ -1,12 +1,15 @@
 """The numbers of helper/syscalls.py are those of the machine's headers; its wrappers raise what errno says."""
 
 import errno
+import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from support.checkout import ROOT
 
 from helper import syscalls as sc
 
@@ -57,3 +60,33 @@ def test_an_fd_without_links_closes_on_exec_and_reads_nothing(tmp_path: Path) ->
     fd = sc.open_nofollow(str(link), last_may_be_link=True)
     assert os.readlink("", dir_fd=fd) == str(file)
     os.close(fd)
+
+
+# Prints what its clone says, in the child and in the parent, with what each was told of a fork.
+CLONE = """
+import json, os, sys
+from helper import syscalls as sc
+said = []
+os.register_at_fork(
+    before=lambda: said.append("before"),
+    after_in_child=lambda: said.append("child"),
+    after_in_parent=lambda: said.append("parent"),
+)
+pid, pidfd = sc.clone3(0, os.open(sys.argv[1], os.O_RDONLY))
+if pid == 0:
+    print(json.dumps([pid, pidfd, said, open("/proc/self/cgroup").read().splitlines()[-1]]), flush=True)
+    os._exit(7)
+status = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+print(json.dumps([status.si_pid == pid, os.get_inheritable(pidfd), status.si_status, said]))
+"""
+
+
+@pytest.mark.usefixtures("as_root")
+def test_a_clone_is_born_in_its_cgroup_and_the_interpreter_is_told_as_of_a_fork(bare_cgroup: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", CLONE, bare_cgroup], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    child, parent = map(json.loads, told.stdout.splitlines())
+    assert child[:3] == [0, -1, ["before", "child"]]
+    assert child[3].endswith(f"/{bare_cgroup.name}")
+    assert parent == [True, False, 7, ["before", "parent"]]
