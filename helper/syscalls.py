@@ -119,7 +119,7 @@ def default_scheduling() -> None:
     _check(_libc.syscall(_SYS_IOPRIO_SET, _IOPRIO_WHO_PROCESS, 0, 0), "ioprio_set")
     _check(_libc.prctl(_PR_SET_TIMERSLACK, _DEFAULT_SLACK_NS), "timer slack")
     _check(_libc.personality(_PERSONALITY_OF_X86_64), "personality")
-    if _libc.syscall(_SYS_SET_MEMPOLICY, 0, None, 0) < 0 and ctypes.get_errno() != errno.ENOSYS:  # without NUMA
+    if _libc.syscall(_SYS_SET_MEMPOLICY, 0, None) < 0 and ctypes.get_errno() != errno.ENOSYS:  # without NUMA
         _check(-1, "set_mempolicy")
 
 

@@ -90,3 +90,18 @@ def test_a_clone_is_born_in_its_cgroup_and_the_interpreter_is_told_as_of_a_fork(
     assert child[:3] == [0, -1, ["before", "child"]]
     assert child[3].endswith(f"/{bare_cgroup.name}")
     assert parent == [True, False, 7, ["before", "parent"]]
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("call", ["ioprio_set", "set_mempolicy", "personality"])
+@pytest.mark.parametrize("error", ["ENOSYS", "EPERM"])
+def test_s46_scheduling_that_cannot_be_set_is_an_error_unless_the_kernel_has_no_numa(call: str, error: str) -> None:
+    """The call is refused by strace(1) in the kernel's place."""
+    inject = ["strace", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:error={error}:when=1"]
+    code = "from helper import syscalls; syscalls.default_scheduling()"
+    done = subprocess.run([*inject, sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    if (call, error) == ("set_mempolicy", "ENOSYS"):
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert done.returncode == 1
+        assert f"OSError: [Errno {getattr(errno, error)}]" in done.stderr.replace("PermissionError", "OSError")
