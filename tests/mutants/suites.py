@@ -24,6 +24,7 @@ _INSTALLS = f"--deselect={_SECURITY}/test_trusted_files.py::test_s11_a_users_env
 _FAULTS = [
     f"{_SECURITY}/test_syscall_faults.py::test_s18_a_step_of_the_confinement_that_fails_ends_the_start",
     f"{_SECURITY}/test_syscall_faults.py::test_s17_groups_gid_and_uid_go_in_that_order_and_are_read_back",
+    f"{_SECURITY}/test_syscall_faults.py::test_a_step_that_fails_before_the_fds_are_in_their_places_is_told_too",
     f"{_SECURITY}/test_syscall_faults.py::test_s16_every_process_is_born_in_the_jobs_cgroup",
     f"{_SECURITY}/test_syscall_faults.py::test_s35_each_fork_ends_in_exec_or_exit",
 ]
@@ -102,6 +103,8 @@ SUITES = {
     "helper/spawn.py": [
         f"{_SECURITY}/test_sandbox_probe.py",
         "tests/helper/test_merged_streams.py",
+        "tests/helper/test_spawn.py",
+        f"{_SECURITY}/test_profiles.py::test_profiles_are_chosen_by_name_and_the_first_is_the_default",
         *_LIFE,
         f"{_SECURITY}/test_start_request.py::test_s15_no_fd_is_a_way_out",
         f"{_SECURITY}/test_start_request.py::test_s20_argv_and_env_reach_exec_as_they_are",

@@ -166,6 +166,15 @@ def test_s18_a_step_of_the_confinement_that_fails_ends_the_start(policy: Path) -
             assert "execve" not in traced.tracer.calls["main"]
 
 
+def test_a_step_that_fails_before_the_fds_are_in_their_places_is_told_too(policy: Path) -> None:
+    with _traced_helper(policy) as traced:
+        traced.tracer.watch(("init", "setsid", errno.EPERM))
+        traced.helper.send(Type.START, 7, **_START)
+        assert traced.tracer.until_message()
+        told = traced.helper.receive()[0].fields
+        assert (told["stage"], told["errno"]) == (wire.Stage.CLONE, errno.EPERM)
+
+
 def test_s17_groups_gid_and_uid_go_in_that_order_and_are_read_back(policy: Path) -> None:
     with _traced_helper(policy) as traced:
         traced.start()
