@@ -50,7 +50,6 @@ def change_root(profile: Profile, limits: dict[str, int]) -> None:
     # The old root ends up on top of the new one and is detached with all below it: pivot_root(2).
     sc.pivot_root(".", ".")
     sc.umount2(".", sc.MNT_DETACH)
-    os.chdir("/")
     _replace_proc()
     # What is covered below goes as well: the table of mounts tells a job nothing of it.
     _detach_mounts("/", (*_TABLES["replaced"], *profile.hidden), host_shm)
@@ -66,7 +65,7 @@ def change_root(profile: Profile, limits: dict[str, int]) -> None:
     with suppress(FileNotFoundError, NotADirectoryError):  # a root without /var/tmp
         sc.mount("/tmp", "/var/tmp", None, sc.MS_BIND)
     # Must come after /proc is ours: targets are named through it.
-    for path in (*profile.hidden, "/run"):
+    for path in dict.fromkeys((*profile.hidden, "/run")):  # each once
         _hide(path)
     for target, tree_fd in trees:
         sc.move_mount(tree_fd, sc.open_nofollow(target))
@@ -127,9 +126,9 @@ def _mounts() -> list[tuple[str, str, str, str, str]]:
     """The id, the one it lies on, place, type and device of each mount: proc(5)."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         rows = [line.split(" ") for line in file]
-    # A space, tab, newline or backslash of a path is there as three octal digits.
-    places = [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), row[4]) for row in rows]
-    return [(row[0], row[1], place, row[row.index("-") + 1], row[2]) for row, place in zip(rows, places, strict=True)]
+    for row in rows:  # a space, tab, newline or backslash of a path is there as three octal digits
+        row[4] = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), row[4])
+    return [(row[0], row[1], row[4], row[row.index("-") + 1], row[2]) for row in rows]
 
 
 def _detach(point: str, number: str) -> bool:
@@ -140,7 +139,6 @@ def _detach(point: str, number: str) -> bool:
         is_it = f"mnt_id:\t{number}\n" in file.read()
     if is_it:
         sc.umount2(f"/proc/self/fd/{fd}", sc.MNT_DETACH)
-    os.close(fd)
     return is_it
 
 
@@ -192,7 +190,7 @@ def _size(size: int) -> str:
 
 def _fill_dev(shm: str) -> None:
     for name, (major, minor) in _TABLES["devices"].items():
-        os.mknod(f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
+        os.mknod(f"/dev/{name}", stat.S_IFCHR, os.makedev(major, minor))
         os.chmod(f"/dev/{name}", 0o666)  # mknod minds the umask
     for name, target in _TABLES["links"].items():
         os.symlink(target, f"/dev/{name}")
@@ -213,4 +211,3 @@ def _hide(path: str) -> None:
         sc.mount("none", f"/proc/self/fd/{fd}", "tmpfs", _NOTHING | sc.MS_RDONLY, _EMPTY)
     else:
         sc.mount("/dev/null", f"/proc/self/fd/{fd}", None, sc.MS_BIND)
-    os.close(fd)

@@ -166,6 +166,17 @@ def test_s18_a_step_of_the_confinement_that_fails_ends_the_start(policy: Path) -
             assert "execve" not in traced.tracer.calls["main"]
 
 
+def test_s24_nothing_that_is_in_the_way_is_left_there(policy: Path) -> None:
+    """An error of finding or detaching what is to go ends the start, whichever it is."""
+    with _traced_helper(policy) as traced:
+        traced.start()
+        calls = traced.tracer.calls["init"]
+        indices = [index for index, name in enumerate(calls) if name in ("umount2", "openat2")]
+        assert len(indices) > 10
+        for index in indices:
+            assert traced.start(("init", index, errno.EIO)) is None, (calls[index], index)
+
+
 def test_a_step_that_fails_before_the_fds_are_in_their_places_is_told_too(policy: Path) -> None:
     with _traced_helper(policy) as traced:
         traced.tracer.watch(("init", "setsid", errno.EPERM))
