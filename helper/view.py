@@ -111,24 +111,23 @@ def _detach_mounts(below: str, covered: tuple[str, ...], host_shm: str) -> None:
 
     One that another mount covers cannot be reached, and stays.
     """
-    gone = {""}
+    gone = True
     while gone:  # until a pass finds nothing: what was covered may have come to light
-        gone = set()
-        for number, parent, point, kind, device in _mounts():
+        gone = False
+        for number, point, kind, device in _mounts():
             inside = point.startswith(below) and point not in (below, "/proc")
             unwanted = any(f"{point}/".startswith(f"{path}/") for path in covered)
             unwanted = unwanted or _is_back_door(kind, device, point, host_shm)
-            if parent in gone or (inside and unwanted and _detach(point, number)):
-                gone.add(number)
+            gone |= inside and unwanted and _detach(point, number)
 
 
-def _mounts() -> list[tuple[str, str, str, str, str]]:
-    """The id, the one it lies on, place, type and device of each mount: proc(5)."""
+def _mounts() -> list[tuple[str, str, str, str]]:
+    """The id, place, type and device of each mount: proc(5)."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         rows = [line.split(" ") for line in file]
     for row in rows:  # a space, tab, newline or backslash of a path is there as three octal digits
         row[4] = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), row[4])
-    return [(row[0], row[1], row[4], row[row.index("-") + 1], row[2]) for row in rows]
+    return [(row[0], row[4], row[row.index("-") + 1], row[2]) for row in rows]
 
 
 def _detach(point: str, number: str) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.checkout import ROOT
-from support.helper_driver import Helper
+from support.helper_driver import Helper, read_line
 from support.helper_startup import helper_command
 from support.wait import wait_until
 
@@ -36,6 +36,22 @@ def test_s14_an_init_has_one_fd_a_session_of_its_own_and_the_helper_its_signals(
         for pid in (helper.process.pid, main):
             assert "SigBlk:\t0000000000000000\n" in Path(f"/proc/{pid}/status").read_text()
         job.close()
+
+
+def test_r13_an_orphan_of_another_session_is_reaped(policy: Path) -> None:
+    with Helper(policy) as helper:
+        job = helper.start("sh", "-c", "(setsid true &); echo up; sleep 100; exit")
+        assert read_line(job.stdout) == b"up\n"  # it has lost its parent by now
+        init, main, *_ = helper.host_pids(job)
+        children = Path(f"/proc/{init}/task/{init}/children")
+        wait_until("only the main process is left", lambda: children.read_text().split() == [str(main)])
+        job.close()
+
+
+def test_a_job_ends_with_its_main_process_whatever_it_left_running(policy: Path) -> None:
+    with Helper(policy) as helper:
+        facts = helper.run("sh", "-c", "(setsid sleep 1000 &); exit 3").facts
+        assert (facts["exit_code"], facts["killed"]) == (3, 0)
 
 
 def test_s34_a_start_without_fds_says_so_and_keeps_none(policy: Path) -> None:

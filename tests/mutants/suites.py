@@ -99,6 +99,7 @@ SUITES = {
         f"{_SECURITY}/test_machine_pools.py::test_s44_terminals_are_bounded",
         f"{_SECURITY}/test_read_only_view.py",
         *_INHERITED,
+        f"{_SECURITY}/test_syscall_faults.py::test_s24_nothing_that_is_in_the_way_is_left_there",
     ],
     "helper/spawn.py": [
         f"{_SECURITY}/test_sandbox_probe.py",
@@ -107,6 +108,7 @@ SUITES = {
         "tests/helper/test_spawn.py",
         f"{_SECURITY}/test_profiles.py::test_profiles_are_chosen_by_name_and_the_first_is_the_default",
         *_LIFE,
+        f"{_SECURITY}/test_start_request.py::test_s15_cwd_is_resolved_as_the_job",
         f"{_SECURITY}/test_start_request.py::test_s15_no_fd_is_a_way_out",
         f"{_SECURITY}/test_start_request.py::test_s20_argv_and_env_reach_exec_as_they_are",
         f"{_SECURITY}/test_helper_process.py",
