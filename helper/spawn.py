@@ -7,7 +7,6 @@ main process's wait status at the end.
 """
 
 import errno
-import fcntl
 import os
 import signal
 import socket
@@ -88,12 +87,10 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
     """Everything the child does. BaseException: not even KeyboardInterrupt may run the helper's code."""
     report_fd, stage = fds[3], Stage.CLONE
     try:
-        signal.set_wakeup_fd(-1)
         os.setsid()  # a signal to the helper's group (timeout, a terminal) is not for the job: its init passes on all
         _arrange_fds(fds)
         report_fd = _STATUS_FD
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)  # only now is the job's cgroup its root
-        os.umask(0o022)
         stage = Stage.MOUNT
         view.change_root(order.profile, order.limits)
         os.closerange(len(fds), os.sysconf("SC_OPEN_MAX"))
@@ -131,15 +128,14 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
 
 def _arrange_fds(fds: list[int]) -> None:
     """stdin, stdout, stderr, status, result and the init's file become 0 to 5; everything else is closed."""
-    # Copied up first: a source must not be a target.
-    for target, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD, len(fds)) for fd in fds]):
+    # Copied first, to where no later target is, since 0 to 2 are open in the helper: a source must not be a target.
+    for target, fd in enumerate([os.dup(fd) for fd in fds]):
         os.dup2(fd, target, inheritable=target <= 2)
     os.closerange(len(fds), os.sysconf("SC_OPEN_MAX"))
 
 
 def _enter(directory: bytes) -> None:
     """The main process: its own session, no terminal, its directory, resolved as the job's uid."""
-    os.close(_RESULT_FD)
     os.setsid()
     os.chdir(directory)
     here = os.getcwdb() + b"/"

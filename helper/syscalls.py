@@ -24,13 +24,12 @@ _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _KEYCTL_JOIN_SESSION_KEYRING = 22, 2, 1
 _SYS_SCHED_SETAFFINITY, _SYS_SET_MEMPOLICY, _SYS_IOPRIO_SET = 203, 238, 251
 _SYS_RT_SIGACTION, _SYS_PIVOT_ROOT, _SYS_KEYCTL, _SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 13, 155, 250, 428, 429
 _SYS_PIDFD_SEND_SIGNAL, _SYS_CLONE3, _SYS_OPENAT2, _SYS_MOUNT_SETATTR = 424, 435, 437, 442
-SI_QUEUE, _SIGINFO_BYTES = -1, 128  # the first: si_code of a signal with a value
+SI_QUEUE = -1  # si_code of a signal with a value
 
 _ALL_CPUS = b"\xff" * 1024  # of the 8,192 that x86_64 can have, the kernel takes what there is
 
 # PyDLL keeps the GIL: clone3 must return in the child with the interpreter's locks as they were.
 _libc = ctypes.PyDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 
 
 def _check(result: int, path: str) -> int:
@@ -45,9 +44,9 @@ def clone3(namespaces: int, cgroup_fd: int) -> tuple[int, int]:
 
     As os.fork does, the interpreter is told before and after. See clone(2).
     """
-    pidfd = ctypes.c_int(-1)
+    pidfd = ctypes.c_int()
     flags = namespaces | _CLONE_PIDFD | _CLONE_INTO_CGROUP
-    arguments = struct.pack("<11Q", flags, ctypes.addressof(pidfd), 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, cgroup_fd)
+    arguments = struct.pack("<QQ16xQ40xQ", flags, ctypes.addressof(pidfd), signal.SIGCHLD, cgroup_fd)
     ctypes.pythonapi.PyOS_BeforeFork()
     pid = _libc.syscall(_SYS_CLONE3, arguments, len(arguments))
     if pid == 0:
@@ -78,7 +77,7 @@ def pivot_root(new_root: str, put_old: str) -> None:
 def open_nofollow(path: str, last_may_be_link: bool = False) -> int:
     """An O_PATH fd; a symbolic link in `path` is an error (ELOOP), or as its last part the fd's. See openat2(2)."""
     flags = os.O_PATH | os.O_CLOEXEC | (os.O_NOFOLLOW if last_may_be_link else 0)
-    how = struct.pack("<QQQ", flags, 0, _RESOLVE_NO_SYMLINKS)
+    how = struct.pack("<Q8xQ", flags, _RESOLVE_NO_SYMLINKS)
     return _check(_libc.syscall(_SYS_OPENAT2, _AT_FDCWD, os.fsencode(path), how, len(how)), path)
 
 
@@ -90,7 +89,7 @@ def detached_copy(path_fd: int, flags: int) -> int:
     """
     clone = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH
     tree_fd = _check(_libc.syscall(_SYS_OPEN_TREE, path_fd, b"", clone), "open_tree")
-    attributes = struct.pack("<4Q", flags, 0, 0, 0)
+    attributes = struct.pack("<Q24x", flags)
     _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree_fd, b"", _AT_EMPTY_PATH, attributes, _ATTR_BYTES), "mount_setattr")
     return tree_fd
 
@@ -107,8 +106,7 @@ def new_session_keyring() -> None:
 
 def pidfd_queue_signal(pidfd: int, number: int, value: int) -> None:
     """Sends a signal with a value, as sigqueue(3) does. See pidfd_send_signal(2)."""
-    # Of siginfo_t: si_signo, si_errno, si_code, padding, si_pid, si_uid, si_value.
-    info = struct.pack("=iiiiiIQ", number, 0, SI_QUEUE, 0, 0, 0, value).ljust(_SIGINFO_BYTES, b"\0")
+    info = struct.pack("=i4xi12xQ96x", number, SI_QUEUE, value)  # of siginfo_t: si_signo, si_code, si_value
     _check(_libc.syscall(_SYS_PIDFD_SEND_SIGNAL, pidfd, number, info, 0), "pidfd_send_signal")
 
 
@@ -119,9 +117,9 @@ def default_scheduling() -> None:
     """
     _check(_libc.syscall(_SYS_SCHED_SETAFFINITY, 0, len(_ALL_CPUS), _ALL_CPUS), "sched_setaffinity")
     _check(_libc.syscall(_SYS_IOPRIO_SET, _IOPRIO_WHO_PROCESS, 0, 0), "ioprio_set")
-    _check(_libc.prctl(_PR_SET_TIMERSLACK, _DEFAULT_SLACK_NS, 0, 0, 0), "timer slack")
+    _check(_libc.prctl(_PR_SET_TIMERSLACK, _DEFAULT_SLACK_NS), "timer slack")
     _check(_libc.personality(_PERSONALITY_OF_X86_64), "personality")
-    if _libc.syscall(_SYS_SET_MEMPOLICY, 0, None, 0) < 0 and ctypes.get_errno() != errno.ENOSYS:  # without NUMA
+    if _libc.syscall(_SYS_SET_MEMPOLICY, 0, None) < 0 and ctypes.get_errno() != errno.ENOSYS:  # without NUMA
         _check(-1, "set_mempolicy")
 
 
@@ -135,4 +133,4 @@ def set_seccomp_filter(program: bytes) -> None:
     """Installs a BPF program of 8-byte instructions; no_new_privs must be set. See seccomp(2)."""
     code = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("<HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
-    _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header, 0, 0), "seccomp")
+    _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header), "seccomp")

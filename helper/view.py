@@ -74,7 +74,7 @@ def change_root(profile: Profile, limits: dict[str, int]) -> None:
     with suppress(FileNotFoundError, NotADirectoryError):  # a root without /var/tmp
         sc.mount("/tmp", "/var/tmp", None, sc.MS_BIND)
     # Must come after /proc is ours: targets are named through it.
-    for path in (*profile.hidden, "/run"):
+    for path in dict.fromkeys((*profile.hidden, "/run")):  # each once
         _hide(path)
     for trees in named:
         _attach(trees)
@@ -185,7 +185,7 @@ def _size(size: int) -> str:
 
 def _fill_dev(shm: str) -> None:
     for name, (major, minor) in _TABLES["devices"].items():
-        os.mknod(f"/dev/{name}", stat.S_IFCHR | 0o666, os.makedev(major, minor))
+        os.mknod(f"/dev/{name}", stat.S_IFCHR, os.makedev(major, minor))
         os.chmod(f"/dev/{name}", 0o666)  # mknod minds the umask
     for name, target in _TABLES["links"].items():
         os.symlink(target, f"/dev/{name}")

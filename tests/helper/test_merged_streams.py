@@ -25,8 +25,10 @@ def test_it_is_the_same_pipe(policy: Path) -> None:
             helper.run("sh", "-c", "test /proc/self/fd/1 -ef /proc/self/fd/2", merge_stderr=1).facts["exit_code"] == 0
         )
         assert helper.run("sh", "-c", "test /proc/self/fd/1 -ef /proc/self/fd/2").facts["exit_code"] == 1
-        # Both can be opened by name, as if they were two.
-        assert helper.run("sh", "-c", "echo a >/dev/stderr; echo b >/dev/stdout", merge_stderr=1).stdout == b"a\nb\n"
+        # Both can be opened by name, as if they were two; and where they are two.
+        script = "echo a >/dev/stderr; echo b >/dev/stdout"
+        assert helper.run("sh", "-c", script, merge_stderr=1).stdout == b"a\nb\n"
+        assert helper.run("sh", "-c", script)[:2] == (b"b\n", b"a\n")
 
 
 def test_the_other_pipe_has_ended_from_the_beginning(policy: Path) -> None:

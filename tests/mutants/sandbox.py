@@ -23,11 +23,14 @@ _ENTER_CGROUP = 'echo 0 >"$4/cgroup.procs"; exec unshare --cgroup -- sh -euc "$I
 _INSIDE_CGROUP = 'echo 0 >"$4/tests/cgroup.procs"; exec unshare --mount --uts --ipc --pid --fork --kill-child=KILL '
 _INSIDE_CGROUP += '--mount-proc -- sh -euc "$INSIDE_ALL" sh "$@"'
 # A mutant that leaves out MS_PRIVATE, or the new mount namespace, changes this namespace and no other.
+# /dev is the machine's. A start changes the owner of two fds, by a mutant that of /dev/null: that one is the run's own.
 # The shell stays, as the init that reaps what a helper leaves at its end: a dead job that nobody reaps keeps its uid.
 _INSIDE_ALL = """
 mount --bind "$1/.venv" "$2/.venv"
 mount --rbind "$2" "$1"
 mount -t tmpfs -o mode=1777 none /var/tmp
+mknod -m 666 /var/tmp/.null c 1 3
+mount --bind /var/tmp/.null /dev/null
 umount --lazy "$3"
 mount -t cgroup2 none "$3"
 cd "$1"

@@ -29,7 +29,8 @@ def _unharmed() -> bool:
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     ours = [fields for fields in mounts if "harm" in fields or fields[4].startswith(str(ROOT))]
     cgroups = list(cgroup_root().glob(f"mutants-{os.getpid()}-*"))
-    return not ours and not cgroups and os.uname().nodename != "harmed" and not processes_with("4.1231056")
+    left = ours or cgroups or processes_with("4.1231056")
+    return not left and os.uname().nodename != "harmed" and os.stat("/dev/null").st_uid == 0
 
 
 def test_no_mutant_is_of_what_there_is_not() -> None:
@@ -76,6 +77,7 @@ def test_what_a_mutant_does_to_the_machine_ends_with_its_run(copy: Copy) -> None
     harm += "def test_harm():\n"
     harm += "    subprocess.run(['mount', '-t', 'tmpfs', 'harm', '/mnt'], check=True)\n"
     harm += "    subprocess.run(['hostname', 'harmed'], check=True)\n"
+    harm += "    os.chown('/dev/null', 1, 1)\n"
     harm += "    subprocess.Popen(['setsid', 'sleep', '4.1231056'])\n"
     harm += "    os.kill(-1, 9)\n"  # of a root without a pid namespace: everybody's end
     copy.write("tests/test_harm.py", harm)

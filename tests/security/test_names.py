@@ -1,9 +1,11 @@
 """Names and addresses in a job: hosts, resolv.conf and hostname work, whatever links the host has."""
 
+import os
 from pathlib import Path
 
 import pytest
-from support.helper_driver import PYTHON, Helper
+from security.test_profiles import make_tree
+from support.helper_driver import PYTHON, Helper, read_line
 from support.policies import policy_text, write_policy
 
 from helper import syscalls as sc
@@ -77,6 +79,39 @@ def test_a_file_that_not_everybody_may_read_is_not_copied_into_jobs(place: Path)
     ) as helper:
         ended = helper.run("cat", "/etc/resolv.conf")
         assert (ended.stdout, ended.stderr) == (b"", b"")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "terminal"])
+def test_a_resolver_file_that_is_no_file_neither_stops_a_start_nor_becomes_its_terminal(place: Path, kind: str) -> None:
+    terminal, other_end = os.openpty()
+
+    def strange() -> None:
+        _as_with_systemd_resolved()
+        stub = Path("/run/systemd/resolve/stub-resolv.conf")
+        stub.unlink()
+        if kind == "fifo":
+            os.mkfifo(stub, 0o644)
+        else:
+            os.chmod(os.ttyname(other_end), 0o666)
+            stub.symlink_to(os.ttyname(other_end))
+
+    policy = write_policy(place, "strange", policy_text('[profile.host]\nnetwork = "host"\n'))
+    with Helper(policy, preexec_fn=strange) as helper:
+        job = helper.start("sh", "-c", "cat /etc/resolv.conf; echo up; sleep 100; exit")
+        assert read_line(job.stdout) == b"up\n"
+        for pid in helper.host_pids(job):
+            assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[4] == "0"  # tty_nr
+        job.close()
+    os.close(terminal)
+    os.close(other_end)
+
+
+def test_a_root_with_one_of_the_files_has_it_replaced(place: Path) -> None:
+    root = make_tree(place / "only-hostname", "cat", "ls")
+    (root / "etc" / "hostname").write_text("the tree's\n")
+    with Helper(write_policy(place, "only", policy_text(f'[profile.host]\nroot = "{root}"\n'))) as helper:
+        assert helper.run("cat", "/etc/hostname").stdout == b"sandbox\n"
+        assert helper.run("ls", "/etc").stdout == b"hostname\n"
 
 
 def test_a_bind_of_the_policys_wins_and_a_root_without_the_files_goes_without(place: Path) -> None:

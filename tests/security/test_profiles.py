@@ -239,6 +239,14 @@ def test_files_are_gone_with_the_job_and_the_size_of_tmp_holds(place: Path, root
         assert b"No space left" in over.stderr
 
 
+def test_a_file_system_in_memory_has_an_inode_for_each_page_and_a_few_more(place: Path) -> None:
+    with helper_with(place, "") as helper:
+        sizes = {"tmp_bytes": 1 << 20, "shm_bytes": 409600}
+        job = helper.start("stat", "-f", "-c", "%n %c %a", "/tmp", "/dev/shm", **sizes)
+        told = helper.finish(job).stdout.split(b"\n")
+        assert told[:2] == [b"/tmp 272 256", b"/dev/shm 116 100"]  # in pages of 4 KiB
+
+
 def test_profiles_are_chosen_by_name_and_the_first_is_the_default(place: Path, tree: Path) -> None:
     text = f'[profile.small]\nroot = "{tree}"\n[profile.open]\nnetwork = "host"\n'
     with helper_with(place, text) as helper:

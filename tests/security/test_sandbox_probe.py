@@ -113,6 +113,8 @@ def test_s24_mounts_are_read_only_nosuid_and_nodev(seen: dict[str, Any]) -> None
         own_devices = point in ("/dev", "/dev/pts") or (point.startswith("/proc/") and fields[3] == "/null")
         assert "nodev" in options or own_devices, point
         assert "ro" in options or point in writable, point
+    points = [fields[4] for fields in seen["mounts"]]
+    assert len({*points}) == len(points), "one covers another: the host's is still there"
     root = [fields for fields in seen["mounts"] if fields[4] == "/"]
     assert len(root) == 1
     assert "master" not in " ".join(root[0])  # nothing travels to or from the host

@@ -176,6 +176,26 @@ def test_s18_a_step_of_the_confinement_that_fails_ends_the_start(policy: Path, c
                 assert "execve" not in traced.tracer.calls["main"]
 
 
+def test_s24_nothing_that_is_in_the_way_is_left_there(policy: Path, code: Path) -> None:
+    """An error of finding or detaching what is to go ends the start, whichever it is."""
+    with _traced_helper(policy, code) as traced:
+        traced.start()
+        calls = traced.tracer.calls["init"]
+        indices = [index for index, name in enumerate(calls) if name in ("umount2", "openat2")]
+        assert len(indices) > 10
+        for index in indices:
+            assert traced.start(("init", index, errno.EIO)) is None, (calls[index], index)
+
+
+def test_a_step_that_fails_before_the_fds_are_in_their_places_is_told_too(policy: Path, code: Path) -> None:
+    with _traced_helper(policy, code) as traced:
+        traced.tracer.watch(("init", "setsid", errno.EPERM))
+        traced.helper.send(Type.START, 7, **_START)
+        assert traced.tracer.until_message()
+        told = traced.helper.receive()[0].fields
+        assert (told["stage"], told["errno"]) == (wire.Stage.CLONE, errno.EPERM)
+
+
 def test_s17_groups_gid_and_uid_go_in_that_order_and_are_read_back(policy: Path, code: Path) -> None:
     with _traced_helper(policy, code) as traced:
         status = (traced.proc / "status").read_text()

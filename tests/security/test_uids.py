@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import stat
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,12 +20,96 @@ from support.wait import wait_until
 
 from helper import syscalls as sc
 from helper import uids
-from helper.policy import Refusal, parse
+from helper.policy import Refusal, SetupError, parse
 from helper.wire import Stage, Type
 
 pytestmark = pytest.mark.usefixtures("as_root")
 CLONE_NEWNS = 0x00020000
+ZERO = os.makedev(1, 5)
 HELPERS, JOBS = 13, 5  # as three servers and ten `local`s
+
+
+@pytest.fixture
+def lock_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Not there yet."""
+    path = tmp_path / "locks"
+    monkeypatch.setattr(uids, "PATH", str(path))
+    return path
+
+
+@pytest.mark.parametrize("mode", [0o600 | 1 << bit for bit in range(6)], ids=oct)
+def test_s45_a_lock_file_with_any_right_of_others_is_refused(lock_file: Path, mode: int) -> None:
+    lock_file.touch()
+    lock_file.chmod(mode)
+    with pytest.raises(SetupError, match="only root can open: remove it"):
+        uids.Uids(parse("", ""))
+
+
+def test_s45_a_lock_file_that_is_no_file_of_roots_is_refused(lock_file: Path) -> None:
+    for kind in (stat.S_IFIFO, stat.S_IFCHR):
+        os.mknod(lock_file, kind | 0o600, ZERO)
+        with pytest.raises(SetupError, match="only root can open: remove it"):
+            uids.Uids(parse("", ""))
+        lock_file.unlink()
+    lock_file.touch(0o600)
+    for uid in (1, 65534):
+        os.chown(lock_file, uid, 0)
+        with pytest.raises(SetupError, match="only root can open: remove it"):
+            uids.Uids(parse("", ""))
+    lock_file.rename(lock_file.with_name("elsewhere"))
+    lock_file.symlink_to("elsewhere")
+    with pytest.raises(SetupError, match=r"where helpers lock the uids of jobs: Too many .* symbolic links"):
+        uids.Uids(parse("", ""))
+
+
+def test_s45_a_uid_comes_again_as_late_as_can_be_and_to_any_helper(lock_file: Path) -> None:
+    rules = parse("", f"max_jobs = 1\n{own_uids(10)}")
+    one, other = uids.Uids(rules), uids.Uids(rules)
+    wanted = set(range(rules.uid_first, rules.uid_first + 10))
+    for each in (one, other):
+        seen = []
+        for _ in range(20):
+            seen.append(each.take())
+            each.give_back(seen[-1])
+        assert {*seen[:10]} == wanted
+        assert seen[10:] == seen[:10]
+    assert {each.take() for each in (one, other) for _ in range(5)} == wanted
+    for each in (one, other):
+        text = f"all uids from {min(wanted)} to {max(wanted)}: the policy's job_uids can name more"
+        with pytest.raises(Refusal, match=text) as refused:
+            each.take()
+        assert refused.value.args[:2] == (Stage.CAPACITY, errno.EAGAIN)
+    for each in (one, other):
+        os.close(each.fd)
+
+
+def test_s45_a_uid_that_cannot_be_locked_is_not_taken(lock_file: Path) -> None:
+    each = uids.Uids(parse("", ""))
+    uid = each.take()
+    os.close(each.fd)
+    with pytest.raises(Refusal, match=r"no uid can be locked in .*/locks: Bad file descriptor") as refused:
+        each.take()
+    assert refused.value.args[:2] == (Stage.CAPACITY, errno.EBADF)
+    each.give_back(uid)  # nobody else can take it: no harm
+    assert not each.taken
+
+
+def test_s45_a_uid_that_a_process_has_is_passed_over(lock_file: Path) -> None:
+    rules = parse("", f"max_jobs = 1\n{own_uids(2)}")
+    options: dict[str, Any] = {"user": rules.uid_first, "group": rules.uid_first, "extra_groups": [], "cwd": "/"}
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, **options) as process:
+        for _ in range(2):  # wherever it begins
+            each, other = uids.Uids(rules), uids.Uids(rules)
+            assert each.take() == rules.uid_first + 1
+            each.next = 0
+            with pytest.raises(Refusal):
+                each.take()
+            each.give_back(rules.uid_first + 1)
+            assert not each.taken
+            assert other.take() == rules.uid_first + 1  # and no lock is left
+            for fd in (each.fd, other.fd):
+                os.close(fd)
+        process.communicate()
 
 
 def test_s45_jobs_that_many_helpers_start_at_once_share_no_uid(place: Path) -> None:
