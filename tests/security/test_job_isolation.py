@@ -114,7 +114,6 @@ def test_s27_the_keyring_is_the_jobs_own_and_empty(policy: Path) -> None:
 NEIGHBOUR = """
 import signal, subprocess, sys, threading
 mine, other, theirs = sys.argv[1:4]
-theirs = theirs[::-1]  # backwards, since our own init has our words too
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
 for directory in ("/tmp", "/var/tmp", "/dev/shm"):
     if not os.path.exists(f"{directory}/{mine}"):  # /var/tmp is /tmp
@@ -166,7 +165,7 @@ def test_s28_two_jobs_cannot_touch_each_other(helper: Helper) -> None:
     secrets = [f"secret of {name}" for name in names]
     jobs = []
     for number in (0, 1):
-        argv = (*PYTHON, PRELUDE + NEIGHBOUR, names[number], names[1 - number], secrets[1 - number][::-1])
+        argv = (*PYTHON, PRELUDE + NEIGHBOUR, names[number], names[1 - number], secrets[1 - number])
         jobs.append(helper.start(*argv, env=[*ENV, f"SECRET={secrets[number]}".encode()]))
     for job in jobs:
         assert read_line(job.stdout) == b'"up"\n'
