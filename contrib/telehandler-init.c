@@ -155,6 +155,10 @@ _Noreturn void begin(long *stack)
         must(STAGE_CLONE, SYS_fcntl, fd, F_SETFD, FD_CLOEXEC, 0);
     if ((pid = must(STAGE_CLONE, SYS_fork, 0, 0, 0, 0)) == 0)
         become_main(argv[1], argv + 2, env);
+    /* The words are the command's: who looks for it by them must not find us. Before the close that STARTED waits for. */
+    for (char **word = argv + 1; *word; word++)
+        for (char *byte = *word; *byte; byte++)
+            *byte = 0;
     for (int fd = 0; fd < RESULT_FD; fd++)
         call(SYS_close, fd, 0, 0, 0);
     serve(pid);

@@ -146,7 +146,8 @@ def test_a_live_job_costs_little_memory(policy: Path) -> None:
     with Helper(policy) as helper:
         job = helper.start("/bin/sleep", "1000")
         init, main = helper.host_pids(job)
-        assert Path(f"/proc/{init}/cmdline").read_bytes() == b"telehandler-init\0/\0/bin/sleep\x001000\0"
+        # Whoever looks for the command finds the command alone.
+        assert Path(f"/proc/{init}/cmdline").read_bytes().rstrip(b"\0") == b"telehandler-init"
         assert _private_kib(init) <= 64
         assert _private_kib(init) + _private_kib(main) <= 300
         assert helper.request(Type.KILL, handle=job.handle).type is Type.DONE

@@ -53,10 +53,10 @@ def test_a_directory_that_is_too_long_is_told(policy: Path, kind: Type, length: 
         assert helper.run("true").facts["exit_code"] == 0
 
 
-def test_the_longest_directory_is_checked(policy: Path) -> None:
+def test_the_longest_directory_is_checked(policy: Path, code: Path) -> None:
     directory = b"/usr" + b"/." * 2045 + b"/"
     assert len(directory) == 4095
-    with Helper(policy) as helper:
+    with Helper(policy, code=code) as helper:
         verdict, _ = helper.request_start("true", kind=Type.CHECK, place=[b"", directory])
         assert b"cwd " + directory in verdict.fields["rows"]
         assert helper.run("sh", "-c", "pwd -P", place=[b"", directory]).stdout == b"/usr\n"
@@ -72,8 +72,8 @@ def _waiting(helper: Helper) -> Job:
     return job
 
 
-def test_sigstop_stops_the_job_and_not_its_init(policy: Path) -> None:
-    with Helper(policy) as helper:
+def test_sigstop_stops_the_job_and_not_its_init(policy: Path, code: Path) -> None:
+    with Helper(policy, code=code) as helper:
         job = _waiting(helper)
         init, main = helper.host_pids(job)[:2]
         for _ in range(2):
@@ -89,9 +89,9 @@ def test_sigstop_stops_the_job_and_not_its_init(policy: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [number for number in range(1, wire.MAX_SIGNAL + 1) if number not in (9, 18, 19)])
-def test_every_signal_arrives(policy: Path, number: int) -> None:
+def test_every_signal_arrives(policy: Path, code: Path, number: int) -> None:
     """Also those that libc keeps to itself, 32 and 33. The job says which one it got."""
-    code = (
+    script = (
         "import ctypes\n"
         "libc = ctypes.CDLL(None)\n"
         "signals = (ctypes.c_ulong * 1)((1 << 64) - 1)\n"
@@ -99,8 +99,8 @@ def test_every_signal_arrives(policy: Path, number: int) -> None:
         "os.write(1, b'up\\n')\n"
         "print(libc.syscall(128, signals, None, None, 8))\n"  # rt_sigtimedwait
     )
-    with Helper(policy) as helper:
-        job = helper.start(*PYTHON, "import os\n" + code)
+    with Helper(policy, code=code) as helper:
+        job = helper.start(*PYTHON, "import os\n" + script)
         assert read_line(job.stdout) == b"up\n"
         assert helper.request(Type.SIGNAL, handle=job.handle, signal=number).type is Type.DONE
         assert helper.finish(job).stdout == b"%d\n" % number

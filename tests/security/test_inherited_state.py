@@ -57,8 +57,8 @@ def test_s11_bytecode_is_nobody_elses_to_write_whatever_the_starters_umask(make_
     assert server.stop() == 0
 
 
-def test_s22_signals_are_default_whatever_the_starters(policy: Path, place: Path) -> None:
-    with Helper(policy, executable=_starter(place, "ignoring", IGNORING)) as helper:
+def test_s22_signals_are_default_whatever_the_starters(policy: Path, place: Path, code: Path) -> None:
+    with Helper(policy, code=code, executable=_starter(place, "ignoring", IGNORING)) as helper:
         own = Path(f"/proc/{helper.process.pid}/status").read_text()
         assert int(re.findall(r"SigIgn:\t(\w+)", own)[0], 16) & 0b11 << 31, "32 and 33 were not ignored"
         ended = helper.run("cat", "/proc/self/status")

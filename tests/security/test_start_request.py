@@ -54,16 +54,16 @@ def test_s9_a_uid_is_free_only_when_its_job_is_forgotten(place: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def linked(place: Path, as_root: None) -> Iterator[Helper]:
+def linked(place: Path, code: Path, as_root: None) -> Iterator[Helper]:
     """A helper whose jobs find links to places outside, and a directory that is root's alone, at /mnt."""
-    directory = place / "links"
+    directory = place / f"links-of-{code.name}"
     directory.mkdir()
     (directory / "private").mkdir(mode=0o700)
     links = {"fds": "/proc/self/fd", "root": "/proc/1/root", "cwd": "/proc/1/cwd", "gone": "/no/such", "loop": "loop"}
     for name, target in {**links, **{f"fd{number}": f"/proc/self/fd/{number}" for number in range(12)}}.items():
         (directory / name).symlink_to(target)
     text = policy_text(f'[profile.host]\nread_only = ["{directory}:/mnt"]\n')
-    with Helper(write_policy(place, "linked", text)) as helper:
+    with Helper(write_policy(place, "linked", text), code=code) as helper:
         yield helper
 
 
