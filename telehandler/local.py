@@ -21,7 +21,7 @@ from telehandler.common.states import Reason
 from telehandler.jobs.helper_link import HelperLink, LiveJob
 from telehandler.jobs.helper_requests import Starter, explained, kill
 from telehandler.jobs.request import Request as Request  # what `run` and `check` take
-from telehandler.output.pump import Pump
+from telehandler.output.pump import REST_S, Pump
 from telehandler.output.relay import Relay
 from telehandler.supervisor import helper_process
 
@@ -85,7 +85,8 @@ class Signals:
         loop = asyncio.get_running_loop()
 
         def hand_over(number: int) -> None:
-            loop.call_soon_threadsafe(listener, number)
+            if not loop.is_closed():  # else nothing is left that it could end
+                loop.call_soon_threadsafe(listener, number)
 
         self._listener = hand_over
         loop.add_reader(self._wakeups, self._on_wakeup)
@@ -186,7 +187,7 @@ class _Run:
         if text := limits.warning(unenforced):
             self._sinks.note(text)
         relay = Relay(self._sinks.stdout_fd, self._sinks.stderr_fd)
-        pump = Pump(relay, self._live.stdout_fd, self._live.stderr_fd, lambda _: None)
+        pump = Pump(relay, self._live.stdout_fd, self._live.stderr_fd, lambda _: None, REST_S)
         relay.on_room = pump.resume
         await _first(self._exited, relay.failed)
         drained = asyncio.ensure_future(pump.drained())

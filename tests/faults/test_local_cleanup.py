@@ -1,5 +1,6 @@
 """R24: `local` leaves nothing behind, whichever way it ends, and waits for a slow reader without filling a disk."""
 
+import asyncio
 import fcntl
 import os
 import signal
@@ -18,6 +19,8 @@ from support.checkout import ROOT
 from support.command_line import local_command
 from support.processes import processes_with
 from support.wait import DEADLINE_S, wait_until
+
+from telehandler.local import Signals
 
 ENDING = [
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGTERM),
@@ -163,6 +166,21 @@ def test_r24_a_local_whose_reader_has_enough_ends_with_its_job(policy: Path, tmp
     assert local.wait(DEADLINE_S) == 128 + signal.SIGPIPE
     assert _gone(tmp_path, seconds)()
     assert not processes_with("yes\0")
+
+
+def test_r24_a_signal_while_local_tidies_up_is_no_fault() -> None:
+    """Its event loop is closed, and the helper has not ended yet."""
+    signals = Signals()
+    try:
+
+        async def listen() -> None:
+            signals.listen(lambda _: None)
+
+        asyncio.run(listen())
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signals.received == [signal.SIGUSR1]
+    finally:
+        signals.close()
 
 
 # The signal comes to another thread than the one that waits, so that nothing interrupts its wait: as one does that
