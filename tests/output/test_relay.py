@@ -81,6 +81,7 @@ def _nonblocking_pipe() -> tuple[int, int]:
 
 def _socket() -> tuple[int, int]:
     reader, writer = socket.socketpair()
+    writer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the least: a piece does not go in whole
     return reader.detach(), writer.detach()
 
 
