@@ -17,7 +17,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 32, 4096, 16384, 1 << 18, 2
 _PERSONALITY_OF_X86_64, _PR_SET_TIMERSLACK, _DEFAULT_SLACK_NS, _IOPRIO_WHO_PROCESS = 0, 29, 50_000, 1
 
-_AT_FDCWD, _AT_EMPTY_PATH, _ATTR_BYTES = -100, 0x1000, 32
+_AT_FDCWD, _AT_EMPTY_PATH = -100, 0x1000
 _OPEN_TREE_CLONE, _RESOLVE_NO_SYMLINKS, _MOVE_MOUNT_EMPTY_PATHS = 1, 4, 0x4 | 0x40  # the last: both ends are fds
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _KEYCTL_JOIN_SESSION_KEYRING = 22, 2, 1
 
@@ -90,7 +90,9 @@ def detached_copy(path_fd: int, flags: int) -> int:
     clone = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH
     tree_fd = _check(_libc.syscall(_SYS_OPEN_TREE, path_fd, b"", clone), "open_tree")
     attributes = struct.pack("<Q24x", flags)
-    _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree_fd, b"", _AT_EMPTY_PATH, attributes, _ATTR_BYTES), "mount_setattr")
+    _check(
+        _libc.syscall(_SYS_MOUNT_SETATTR, tree_fd, b"", _AT_EMPTY_PATH, attributes, len(attributes)), "mount_setattr"
+    )
     return tree_fd
 
 

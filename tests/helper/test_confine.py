@@ -34,6 +34,7 @@ os.setresuid = dumpable
 %s
 said = ""
 try:
+    confine.drop_bounding_set()
     confine.drop_privileges(UID)
 except PermissionError as error:
     said = error.strerror

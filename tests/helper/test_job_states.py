@@ -341,7 +341,7 @@ def test_a_start_that_fails_once_something_was_cloned_is_fatal(
     given_back: list[int] = []
     living: list[subprocess.Popen[bytes]] = []
 
-    def spawning(_: object, cgroup_fd: int) -> Any:
+    def spawning(_: object, cgroup_fd: int, init: list[int]) -> Any:
         if cloned:
             living.append(subprocess.Popen(["sleep", "100"]))
             cgroup.write(cgroup_fd, "cgroup.procs", str(living[0].pid))

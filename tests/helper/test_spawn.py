@@ -87,7 +87,8 @@ def test_s14_a_child_that_is_not_ready_has_no_fd_of_the_helpers(policy: Path) ->
         theirs, ours = _fds(helper.process.pid), _fds(child)
         assert call.read_text().startswith(f"{PIVOT_ROOT} ")
         assert any(link.startswith("socket:") for link in theirs.values())
-        assert {*ours.values()} & {*theirs.values()} <= {ours[number] for number in range(5)}
+        given = {link for number, link in ours.items() if number <= 5}  # 5: the file of the init, where there is one
+        assert {*ours.values()} & {*theirs.values()} <= given
         message, fds = helper.receive()
         assert message.type is Type.STARTED
         for fd in fds:

@@ -163,6 +163,7 @@ def test_what_ends_it_while_it_runs(
 
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     monkeypatch.setattr(main, "_leave_caller", lambda: 0)
+    monkeypatch.setattr(main.confine, "drop_bounding_set", lambda: None)  # ours would be gone for good
     monkeypatch.setattr(main, "_set_up", lambda _: (theirs, rules.parse("", ""), 0))
     monkeypatch.setattr(main, "Monitor", Monitor)
     with ours, theirs:
