@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,10 @@ def test_s7_the_socket_never_reaches_a_job(policy: Path) -> None:
         pids = (helper.cgroup / f"job-{job.handle}" / "cgroup.procs").read_text().split()
         assert len(pids) == 2  # init and main
         for pid in pids:
-            links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+            links = []
+            for path in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(FileNotFoundError):  # the loader of the main process opens and closes its libraries
+                    links.append(os.readlink(path))
+            assert links or pid == pids[0]
             assert not [link for link in links if link.startswith(("socket:", "anon_inode:", "/sys"))]
         job.close()
