@@ -76,7 +76,7 @@ test-vm: build test-packages  ## limits in full, in a virtual machine with pure 
 
 .PHONY: test-packages
 test-packages:
-	contrib/apt-packages.sh sudo gcc libc6-dev git make curl tar strace e2fsprogs iproute2 procps $(VM_PACKAGES)
+	contrib/apt-packages.sh sudo gcc libc6-dev git make curl tar strace e2fsprogs iproute2 procps bubblewrap $(VM_PACKAGES)
 
 .PHONY: test-full
 test-full: build test-packages  ## tests/faults at full size: 10,000 jobs, 1,000 at once, 10 GiB, a line of 1 GiB
@@ -111,16 +111,11 @@ ARGS :=
 # As root, for a server with a helper of its own.
 .PHONY: bench
 bench: build  ## throughput, latency and memory, beside raw TLS: make bench ARGS=--quick for two minutes
-	contrib/apt-packages.sh iproute2
+	contrib/apt-packages.sh iproute2 bubblewrap
 	$(SUDO) env PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m bench $(ARGS)
 
-.PHONY: bench-starts
-bench-starts: build  ## starts of the helper, and what a live job costs, beside bubblewrap
-	contrib/apt-packages.sh bubblewrap
-	$(SUDO) env PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m bench.starts $(ARGS)
-
 .PHONY: bench-docs
-bench-docs: build  ## the tables and plots of docs/performance.md, from bench/results/2-cores.json
+bench-docs: build  ## the tables and plots of docs/performance.md, from bench/results
 	$(PYTHON) -m bench.docs $(ARGS)
 
 SOAK_MINUTES := 10

@@ -15,12 +15,12 @@ from typing import Any
 
 import grpc
 
-from bench import bars, clients, fanout, idle, latency, links, live, memory, verify
+from bench import bars, clients, fanout, idle, latency, links, live, memory, start_calls, starts, verify
 from bench.ground import GIB, cpu_model, ground
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = 1
-PARTS = ("fanout", "verify", "clients", "links", "latency", "live", "idle", "memory")
+PARTS = ("fanout", "verify", "clients", "links", "latency", "live", "starts", "start_calls", "idle", "memory")
 
 
 def main() -> int:
@@ -45,6 +45,10 @@ def main() -> int:
                 result[part] = latency.run(here, options.lines)
             elif part == "live":
                 result[part] = live.run(here, options.live_jobs, options.live_seconds)
+            elif part == "starts":
+                result[part] = starts.run(options.starts, 4 * options.starts, 20)
+            elif part == "start_calls":
+                result[part] = start_calls.run(here, options.starts, options.live_starts, options.burst)
             elif part == "idle":
                 result[part] = idle.run(here, options.idle)
             elif part == "memory":
@@ -77,6 +81,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lines", type=int, default=1000 if quick else 10_000, help="of the latency's job")
     parser.add_argument("--live-jobs", type=int, default=100 if quick else 1000, help="that print a line a second")
     parser.add_argument("--live-seconds", type=float, default=5 if quick else 20, help="of each live measure")
+    parser.add_argument("--starts", type=int, default=20 if quick else 100, help="of each kind")
+    parser.add_argument("--live-starts", type=int, default=100 if quick else 1000, help="jobs that run meanwhile")
+    parser.add_argument("--burst", type=int, default=100 if quick else 1000, help="starts at once")
     parser.add_argument("--idle", nargs="+", type=int, default=[1000] if quick else [1000, 5000])
     parser.add_argument("--memory-gib", type=float, default=1 if quick else 10, help="the job with one watcher")
     parser.add_argument("--crowd", type=int, default=99, help="watchers beside the one that is stopped")

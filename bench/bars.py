@@ -8,6 +8,10 @@ LEAST_TEXT = 2.5  # of raw TLS, at 100 watchers
 LEAST_OF_PLAIN = 0.95  # text with zstd offered, of the same without
 MOST_CPU_S_GIB = 0.9  # at 100 watchers
 MOST_API_MIB, MOST_CROWD_API_MIB = 200, 256  # up to 100 watchers, and in every other case
+MOST_OF_BWRAP, LEAST_RATE_OF_BWRAP = 0.7, 1.2  # the time of a start; jobs a second
+MOST_JOB_KIB, MOST_HELPER_KIB = 300, 8192  # private memory
+MOST_OF_PARTS = 1.5  # StartJob, of the helper alone and a bare call
+MOST_AMONG_LIVE = 1.3  # StartJob with many live jobs, of the same without
 MOST_IDLE_KIB = 100  # of one idle watcher
 MOST_P50_MS = 1.0
 _AT = 100  # watchers
@@ -41,6 +45,17 @@ def _found(result: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
         yield "live latency at p50, ms", latency["p50_ms"], MOST_P50_MS, False
     for row in result.get("live", [])[:1]:
         yield f"live latency at p50, {row['what']}, ms", row["p50_ms"], MOST_P50_MS, False
+    if starts := result.get("starts"):
+        for row in starts["times"]:
+            yield f"a start of the helper, {row['gap_ms']:.0f} ms apart, of bwrap's", row["ratio"], MOST_OF_BWRAP, False
+        yield "jobs a second, 8 in flight, of bwrap's", starts["rate_to_bwrap"], LEAST_RATE_OF_BWRAP, True
+        yield "a live job with its init, private KiB", starts["job_kib"], MOST_JOB_KIB, False
+        yield "the helper, private KiB", starts["helper_kib"], MOST_HELPER_KIB, False
+    if calls := result.get("start_calls"):
+        parts = calls["helper_alone_ms"] + calls["bare_call_ms"]
+        yield "StartJob, of the helper alone and a bare call", calls["start_ms"] / parts, MOST_OF_PARTS, False
+        among = calls["start_among_live_ms"] / calls["start_ms"]
+        yield f"StartJob among {calls['live']:,} live jobs, of the same without", among, MOST_AMONG_LIVE, False
     for row in result.get("idle", []):
         yield f"each of {row['watchers']:,} idle watchers, KiB", row["kib_each"], MOST_IDLE_KIB, False
     for row in result.get("memory", []):

@@ -208,6 +208,32 @@ def _links(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def _starts(found: dict[str, Any]) -> str:
+    cells = [
+        [f"{row['gap_ms']:.0f}"] + [f"{row[key]:.2f}" for key in ("ms", "bwrap_ms", "ratio")] for row in found["times"]
+    ]
+    return (
+        _table(["apart, ms", "helper, ms", "bwrap, ms", "ratio"], cells)
+        + "\n"
+        + _table(
+            ["jobs a second, 8 in flight", "bwrap's", "ratio", "a live job, private KiB", "the helper, private KiB"],
+            [
+                [f"{found[key]:.0f}" for key in ("rate_s", "bwrap_rate_s")]
+                + [f"{found['rate_to_bwrap']:.2f}"]
+                + [f"{found[key]:,.0f}" for key in ("job_kib", "helper_kib")]
+            ],
+        )
+    )
+
+
+def _calls(found: dict[str, Any]) -> str:
+    heads = ["StartJob, ms", "helper alone", "a bare call", f"among {found['live']:,} live jobs"]
+    heads += ["a second, 8 in flight", "helper alone", f"{found['burst']:,} at once: first, s", "last, s"]
+    times = [f"{found[key]:.2f}" for key in ("start_ms", "helper_alone_ms", "bare_call_ms", "start_among_live_ms")]
+    rates = [f"{found[key]:.0f}" for key in ("server_rate_s", "helper_rate_s")]
+    return _table(heads, [times + rates + [f"{found[key]:.2f}" for key in ("burst_first_s", "burst_s")]])
+
+
 # By the name of the marker: the part of a result, and what makes a table of it.
 _TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "machine": ("machine", _machine),
@@ -219,6 +245,8 @@ _TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "links": ("links", _links),
     "latency": ("latency", _latency),
     "live": ("live", _live),
+    "starts": ("starts", _starts),
+    "calls": ("start_calls", _calls),
     "idle": ("idle", _idle),
     "memory": ("memory", _memory),
 }

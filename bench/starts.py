@@ -1,52 +1,45 @@
-"""Starts of the helper beside bubblewrap's, interleaved in one run: `make bench-starts`.
+"""Starts of the helper beside bubblewrap's, interleaved in one run.
 
 /bin/true, from START to EXITED over the helper's own socket, and of `bwrap` with the namespaces that a job has, from
 its start to its end. Only the ratios of one run carry over to another machine.
 """
 
-import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from support.helper_driver import Helper
 from support.policies import own_uids, policy_text, write_policy
 
-from bench.ground import cpu_model
 from helper.wire import Type
 
 _BWRAP = (
     "bwrap --unshare-pid --unshare-net --unshare-uts --unshare-ipc --ro-bind / / --proc /proc --dev /dev --tmpfs /tmp "
     "--die-with-parent --new-session --cap-drop ALL /bin/true"
 ).split()
-_IN_FLIGHT = 8
-MOST_OF_BWRAP, LEAST_RATE, MOST_JOB_KIB, MOST_HELPER_KIB = 0.7, 1.2, 300, 8192
+IN_FLIGHT, RATE_ROUNDS = 8, 4
+GAPS_S = (0.0, 0.05)  # back to back, and 50 ms apart
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench.starts", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=100, help="starts of each, back to back and apart")
-    parser.add_argument("--apart-ms", type=float, default=50)
-    parser.add_argument("--flight", type=int, default=400, help=f"jobs with {_IN_FLIGHT} in flight")
-    parser.add_argument("--live", type=int, default=20, help="jobs whose memory is measured")
-    options = parser.parse_args()
-    print(f"{cpu_model()}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
+def run(rounds: int, flight: int, live: int) -> dict[str, Any]:
+    """Times are medians of `rounds` in turns; `flight` jobs, IN_FLIGHT of them under way; memory of `live` jobs."""
     with _helper() as helper:
-        for gap_s in (0.0, options.apart_ms / 1000):
-            _compare(helper, options.rounds, gap_s)
-        rounds = 4
-        rates = [
-            (_rate(helper, options.flight // rounds), _bwrap_rate(options.flight // rounds)) for _ in range(rounds)
-        ]
+        result: dict[str, Any] = {"times": [_compare(helper, rounds, gap_s) for gap_s in GAPS_S]}
+        rates = [(_rate(helper, flight // RATE_ROUNDS), _bwrap_rate(flight // RATE_ROUNDS)) for _ in range(RATE_ROUNDS)]
         ours, theirs = (statistics.median(rate) for rate in zip(*rates, strict=True))
-        _tell(f"{_IN_FLIGHT} in flight: {ours:.0f} jobs/s, bwrap {theirs:.0f}", ours / theirs, LEAST_RATE, True)
-        _memory(helper, options.live)
-    return 0
+        result |= {"rate_s": ours, "bwrap_rate_s": theirs, "rate_to_bwrap": ours / theirs}
+        result |= _memory(helper, live)
+    print(
+        f"  {IN_FLIGHT} in flight: {ours:.0f} jobs a second, bwrap {theirs:.0f} ({ours / theirs:.2f}); private KiB: "
+        f"a live job {result['job_kib']:.0f}, the helper {result['helper_kib']:.0f}",
+        flush=True,
+    )
+    return result
 
 
 @contextmanager
@@ -57,7 +50,7 @@ def _helper() -> Iterator[Helper]:
             yield helper
 
 
-def _compare(helper: Helper, rounds: int, gap_s: float) -> None:
+def _compare(helper: Helper, rounds: int, gap_s: float) -> dict[str, float]:
     times: dict[str, list[float]] = {"helper": [], "bwrap": []}
     ways: dict[str, Callable[[], object]] = {"helper": lambda: _job(helper), "bwrap": lambda: _wait(_start_bwrap())}
     for _ in range(rounds):
@@ -67,8 +60,8 @@ def _compare(helper: Helper, rounds: int, gap_s: float) -> None:
             way()
             times[name].append((time.perf_counter() - begin) * 1000)
     ours, theirs = (statistics.median(taken) for taken in times.values())
-    text = f"{gap_s * 1000:.0f} ms apart: p50 {ours:.2f} ms, bwrap {theirs:.2f} ms"
-    _tell(text, ours / theirs, MOST_OF_BWRAP, False)
+    print(f"  {gap_s * 1000:.0f} ms apart: {ours:.2f} ms, bwrap {theirs:.2f} ({ours / theirs:.2f})", flush=True)
+    return {"gap_ms": gap_s * 1000, "ms": ours, "bwrap_ms": theirs, "ratio": ours / theirs}
 
 
 def _job(helper: Helper) -> None:
@@ -87,7 +80,7 @@ def _rate(helper: Helper, count: int) -> float:
     """Jobs a second."""
     begin, sent, ended, released = time.perf_counter(), 0, 0, 0
     while released < count:
-        while sent < min(count, ended + _IN_FLIGHT):
+        while sent < min(count, ended + IN_FLIGHT):
             helper.send_start("/bin/true")
             sent += 1
         message, fds = helper.receive()
@@ -104,7 +97,7 @@ def _rate(helper: Helper, count: int) -> float:
 def _bwrap_rate(count: int) -> float:
     begin, running = time.perf_counter(), set[int]()
     for _ in range(count):
-        if len(running) == _IN_FLIGHT:
+        if len(running) == IN_FLIGHT:
             running.remove(_wait(-1))
         running.add(_start_bwrap())
     for _ in list(running):
@@ -123,15 +116,14 @@ def _wait(pid: int) -> int:
     return pid
 
 
-def _memory(helper: Helper, count: int) -> None:
+def _memory(helper: Helper, count: int) -> dict[str, float]:
     jobs = [helper.start("/bin/sleep", "1000") for _ in range(count)]
     each = [sum(_memory_kib(pid)[0] for pid in helper.host_pids(job)) for job in jobs]
-    _tell("private memory of a live job, its init included, KiB", statistics.mean(each), MOST_JOB_KIB, False)
     private, resident = _memory_kib(helper.process.pid)
-    _tell(f"private memory of the helper ({resident} KiB resident), KiB", private, MOST_HELPER_KIB, False)
     for job in jobs:
         assert helper.request(Type.KILL, handle=job.handle).type is Type.DONE
         helper.finish(job)
+    return {"job_kib": statistics.mean(each), "helper_kib": private, "helper_resident_kib": resident}
 
 
 def _memory_kib(pid: int) -> tuple[int, int]:
@@ -139,20 +131,3 @@ def _memory_kib(pid: int) -> tuple[int, int]:
     rows = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
     sizes = {row[0]: int(row[1]) for row in rows if row[-1] == "kB"}
     return sizes["Private_Clean:"] + sizes["Private_Dirty:"], sizes["Rss:"]
-
-
-def _tell(what: str, found: float, bar: float, least: bool) -> None:
-    holds = found >= bar if least else found <= bar
-    print(
-        f"{'holds ' if holds else 'MISSED'}  {what}: {found:.2f} (at {'least' if least else 'most'} {bar:g})",
-        flush=True,
-    )
-
-
-if __name__ == "__main__":
-    if os.geteuid() != 0:
-        sys.exit("bench: it needs root, for the helper: sudo make bench-starts")
-    try:
-        sys.exit(main())
-    except (AssertionError, FileNotFoundError) as error:
-        sys.exit(f"bench: {error}")

@@ -20,7 +20,7 @@ from bench.svg import plot
 TINY = (
     "--quick --watchers 1 3 --fanout-gib 0.004 --job-gib 0.001 --verify-watchers 3 --verify-gib 0.004 --lines 20 "
     "--live-jobs 3 --live-seconds 1 --idle 3 --memory-gib 0.01 --crowd 3 --crowd-gib 0.01 "
-    "--clients 3 --clients-gib 0.004 --link-seconds 0.05"
+    "--clients 3 --clients-gib 0.004 --link-seconds 0.05 --starts 4 --live-starts 3 --burst 5"
 ).split()
 
 
@@ -53,7 +53,10 @@ def test_every_part_works_and_fills_the_document(as_root: None, tmp_path: Path) 
     assert [(row["mbit_s"], row["watchers"]) for row in result["links"]] == [
         (rate, watchers) for rate in (100, 1000, 0) for watchers in (1, 10)
     ]
+    assert [row["gap_ms"] for row in result["starts"]["times"]] == [0, 50]
+    assert 0 < result["start_calls"]["burst_first_s"] <= result["start_calls"]["burst_s"]
     page = docs.filled(docs.PAGE.read_text(), [result])
+    assert "No published run" not in page
     assert "-->\n<!-- end" not in page
     assert len(docs.plots([result])) == 2
 
