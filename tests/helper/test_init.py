@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,33 @@ def test_orphans_are_reaped_and_end_with_the_main_process(policy: Path, code: Pa
         assert helper.request(Type.SIGNAL, handle=job.handle, signal=signal.SIGTERM).type is Type.DONE
         assert helper.finish(job).facts["exit_code"] == 4
         assert not any(alive(pid) for pid in pids)
+
+
+def test_orphans_that_end_together_are_all_reaped(policy: Path, code: Path) -> None:
+    """One SIGCHLD may stand for several: they end while the init is stopped."""
+    script = "trap 'exit 5' TERM; for i in 1 2 3; do (setsid sleep 1000 &); done; echo up; while :; do sleep 0.02; done"
+    with Helper(policy, code=code) as helper:
+        job = helper.start("sh", "-c", script)
+        assert read_line(job.stdout) == b"up\n"
+        init = helper.host_pids(job)[0]
+
+        def orphans() -> list[int]:
+            found = []
+            for pid in helper.host_pids(job):
+                with suppress(OSError):  # the shell's sleep, just ended
+                    found += [pid] * (Path(f"/proc/{pid}/cmdline").read_bytes() == b"sleep\x001000\0")
+            return found
+
+        pids = wait_until("three sleep", lambda: found if len(found := orphans()) == 3 else None)
+        os.kill(init, signal.SIGSTOP)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        wait_until("they have ended", lambda: not any(alive(pid) for pid in pids))
+        assert all(Path(f"/proc/{pid}").exists() for pid in pids)
+        os.kill(init, signal.SIGCONT)
+        wait_until("they are reaped", lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+        assert helper.request(Type.SIGNAL, handle=job.handle, signal=signal.SIGTERM).type is Type.DONE
+        assert helper.finish(job).facts["exit_code"] == 5
 
 
 def test_a_stopped_job_goes_on(policy: Path, code: Path) -> None:
