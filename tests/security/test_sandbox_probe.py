@@ -113,7 +113,8 @@ def test_s24_mounts_are_read_only_nosuid_and_nodev(seen: dict[str, Any]) -> None
         own_devices = point in ("/dev", "/dev/pts") or (point.startswith("/proc/") and fields[3] == "/null")
         assert "nodev" in options or own_devices, point
         assert "ro" in options or point in writable, point
-    points = [fields[4] for fields in seen["mounts"]]
+    # What the job's /tmp covers is ours, and out of its reach: the files of its names lie there.
+    points = [fields[4] for fields in seen["mounts"] if (fields[4], fields[-2]) != ("/tmp", "names")]
     assert len({*points}) == len(points), "one covers another: the host's is still there"
     root = [fields for fields in seen["mounts"] if fields[4] == "/"]
     assert len(root) == 1
