@@ -139,11 +139,14 @@ class JobLog:
         return self._cap.drop_oldest
 
     @property
+    def may_wait(self) -> bool:
+        """Whether it has a cap beyond which it takes no more: its writer must never be far ahead."""
+        return bool(self._cap.max_bytes) and not self.drops
+
+    @property
     def waits_soon(self) -> bool:
-        """Whether it comes near a cap beyond which it takes no more: its writer must not be far ahead."""
-        return (
-            bool(self._cap.max_bytes) and not self.drops and self._cap.max_bytes - self.size < _NEAR_PIPES * PIPE_BYTES
-        )
+        """Whether it comes near such a cap."""
+        return self.may_wait and self._cap.max_bytes - self.size < _NEAR_PIPES * PIPE_BYTES
 
     @property
     def overdue(self) -> bool:

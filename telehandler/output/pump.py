@@ -27,17 +27,23 @@ def enlarge(pipe_fd: int) -> None:
 def shrink(pipe_fd: int) -> None:
     """A page is what a pipe holds at least: so much may its writer be ahead of a log that is about to take no more.
 
-    One that holds more stays as it is, until it is emptier (fcntl(2): EBUSY).
+    One that holds more becomes as small as that allows (fcntl(2): EBUSY).
     """
-    try:
-        if fcntl.fcntl(pipe_fd, fcntl.F_GETPIPE_SZ) > select.PIPE_BUF:
-            fcntl.fcntl(pipe_fd, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
-    except OSError:
-        pass
+    size = fcntl.fcntl(pipe_fd, fcntl.F_GETPIPE_SZ)
+    wanted = select.PIPE_BUF
+    while wanted < size:
+        try:
+            fcntl.fcntl(pipe_fd, fcntl.F_SETPIPE_SZ, wanted)
+            return
+        except OSError:
+            wanted *= 4
 
 
 class Target(Protocol):
     """Where output goes: see JobLog, and Relay."""
+
+    @property
+    def may_wait(self) -> bool: ...
 
     @property
     def waits_soon(self) -> bool: ...
@@ -81,7 +87,10 @@ class Pump:
         self.discarded = 0  # bytes that the log did not take
         for fd in self._open:
             os.set_blocking(fd, False)
-            shrink(fd) if target.waits_soon else enlarge(fd)
+            if target.waits_soon:
+                shrink(fd)
+            elif not target.may_wait:  # a quick writer never lets a large pipe become empty enough to be made small
+                enlarge(fd)
             self._loop.add_reader(fd, self._move, fd)
 
     async def drained(self) -> None:

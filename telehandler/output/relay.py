@@ -20,7 +20,7 @@ class Relay:
     are the caller's; they are not made non-blocking, since other processes may share them.
     """
 
-    waits_soon = False
+    may_wait = waits_soon = False
 
     def __init__(self, stdout_fd: int, stderr_fd: int) -> None:
         self._fds = {Stream.STDOUT: stdout_fd, Stream.STDERR: stderr_fd}

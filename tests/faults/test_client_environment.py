@@ -134,7 +134,7 @@ def test_r23_no_proxy_is_used(server: Server, names: list[str]) -> None:
     env = ENV | {name: NOBODY[name] for name in names} | {"no_proxy": "", "no_grpc_proxy": ""}
     if "GRPC_ADDRESS_HTTP_PROXY" in names:
         env |= {"GRPC_ADDRESS_HTTP_PROXY_ENABLED_ADDRESSES": NOBODY["GRPC_ADDRESS_HTTP_PROXY_ENABLED_ADDRESSES"]}
-    done = _run(server.client_command("ls", "-q"), env=env)
+    done = _run(server.client_command("ls", "-q", "--limit", "10000"), env=env)
     assert (done.returncode, done.stderr) == (0, b"")
     words = ["--discard", "--watchers", "1", "--", "echo", "x"]
     assert _run(server.client_command("benchmark", *words), env=env).returncode == 0
@@ -166,7 +166,12 @@ def test_r23_a_job_gets_the_bytes_whatever_the_locale(
     for command in (server.client_command("run"), local_command(policy)):
         done = _run([*command, *options, *job], env=env)  # type: ignore[list-item]
         assert (done.returncode, done.stdout) == (0, value + b"." + (ODD + b".") * 3), done.stderr
-    for words in (["ls"], ["ls", "-o", "json"], ["status"], ["status", "-o", "json"]):
+    for words in (
+        ["ls", "--limit", "10000"],
+        ["ls", "-o", "json", "--limit", "10000"],
+        ["status"],
+        ["status", "-o", "json"],
+    ):
         done = _run(server.client_command(*words), env=env)
         assert (done.returncode, done.stderr) == (0, b"")
         assert b"\x1b" not in done.stdout

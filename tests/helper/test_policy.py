@@ -62,7 +62,7 @@ def test_a_link_is_read_where_it_leads_and_one_to_nowhere_is_an_error(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The built-in policy stands in for a file that is absent, not for one that has gone missing."""
-    link = place / "linked.toml"
+    link = place / "a link to nowhere.toml"
     link.symlink_to(place / "nowhere.toml")
     monkeypatch.setattr(policy, "DEFAULT_PATH", str(link))
     with pytest.raises(policy.SetupError, match="cannot be read"):

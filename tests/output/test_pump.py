@@ -1,7 +1,9 @@
 """Output that comes fast is taken once in a while, in its order, and none of it later than the job's end."""
 
 import asyncio
+import fcntl
 import os
+import select
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,17 +12,17 @@ import pytest
 from support.wait import DEADLINE_S
 
 from telehandler.output import pump as pumps
-from telehandler.output.log import JobLog
+from telehandler.output.log import NO_CAP, PIPE_BYTES, Cap, JobLog
 from telehandler.output.pump import Pump
 
 
 class Job:
     """The write ends of a job's pipes, and the log that a pump writes them to."""
 
-    def __init__(self, directory: Path, rest_s: float) -> None:
+    def __init__(self, directory: Path, rest_s: float, cap: Cap = NO_CAP) -> None:
         stdout_fd, self.stdout = os.pipe()
         stderr_fd, self.stderr = os.pipe()
-        self.log = JobLog(directory)
+        self.log = JobLog(directory, cap)
         self.pump = Pump(self.log, stdout_fd, stderr_fd, lambda _: None, rest_s)
 
     async def taken(self, condition: Callable[[], bool]) -> None:
@@ -36,9 +38,9 @@ class Job:
 
 
 @asynccontextmanager
-async def _job(directory: Path, rest_s: float) -> AsyncIterator[Job]:
+async def _job(directory: Path, rest_s: float, cap: Cap = NO_CAP) -> AsyncIterator[Job]:
     """Closed at the end; all that it wrote is then in the log."""
-    job = Job(directory, rest_s)
+    job = Job(directory, rest_s, cap)
     yield job
     os.close(job.stdout)
     os.close(job.stderr)
@@ -115,3 +117,30 @@ def test_what_comes_in_the_other_pipe_comes_behind_what_rests(tmp_path: Path, al
         raise AssertionError
 
     assert asyncio.run(run()) == b"1234"
+
+
+_NEAR_BYTES = 4 * PIPE_BYTES  # of a cap
+
+
+@pytest.mark.parametrize(
+    ("cap", "size", "later"),
+    [
+        (NO_CAP, PIPE_BYTES, PIPE_BYTES),
+        (Cap(1 << 20, drop_oldest=True), PIPE_BYTES, PIPE_BYTES),
+        (Cap(_NEAR_BYTES + 1000), 1 << 16, select.PIPE_BUF),
+        (Cap(_NEAR_BYTES - 1000), select.PIPE_BUF, select.PIPE_BUF),
+    ],
+    ids=["no cap", "that drops its oldest", "far from its cap", "near its cap"],
+)
+def test_r5_the_writer_of_a_log_that_will_wait_is_never_far_ahead(
+    tmp_path: Path, cap: Cap, size: int, later: int
+) -> None:
+    """Its pipe holds little, and a page when the log comes near to its cap."""
+
+    async def run() -> None:
+        async with _job(tmp_path, 0, cap) as job:
+            assert fcntl.fcntl(job.stdout, fcntl.F_GETPIPE_SZ) == size
+            await job.write(job.stdout, bytes(2000))
+            assert fcntl.fcntl(job.stdout, fcntl.F_GETPIPE_SZ) == later
+
+    asyncio.run(run())
