@@ -1,6 +1,5 @@
 """StartJob on a warm connection beside the helper alone and a bare call, with many live jobs, and many at once."""
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -12,10 +11,10 @@ from support.policies import own_uids, policy_text, write_policy
 from support.raw_client import RawClient
 from support.servers import Server
 
+from bench import starts
 from bench.ground import Ground
 from helper.wire import Type
 
-IN_FLIGHT = 8
 _OPTIONS = ("--max-jobs-per-user", "100000", "--max-calls-per-user", "100000")
 
 
@@ -40,9 +39,9 @@ def run(ground: Ground, rounds: int, live: int, burst: int) -> dict[str, Any]:
         result |= _burst(caller, burst)
     print(
         f"  StartJob {result['start_ms']:.1f} ms (helper alone {result['helper_alone_ms']:.1f}, a bare call "
-        f"{result['bare_call_ms']:.1f}), among {live} live jobs {result['start_among_live_ms']:.1f}; {IN_FLIGHT} in "
-        f"flight: {result['server_rate_s']:.0f} a second (helper {result['helper_rate_s']:.0f}); {burst} at once: the "
-        f"last after {result['burst_s']:.1f} s",
+        f"{result['bare_call_ms']:.1f}), among {live} live jobs {result['start_among_live_ms']:.1f}; "
+        f"{starts.IN_FLIGHT} in flight: {result['server_rate_s']:.0f} a second (helper {result['helper_rate_s']:.0f}); "
+        f"{burst} at once: the last after {result['burst_s']:.1f} s",
         flush=True,
     )
     return result
@@ -77,31 +76,15 @@ def _helper_start_ms(helper: Helper) -> float:
 
 def _rates(server: Server, helper: Helper, rounds: int) -> dict[str, float]:
     """Starts a second with IN_FLIGHT under way, from clients of their own; and of the helper, to their ends."""
-    callers = [RawClient(server, server.ssl / "client") for _ in range(IN_FLIGHT)]
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+    callers = [RawClient(server, server.ssl / "client") for _ in range(starts.IN_FLIGHT)]
+    with ThreadPoolExecutor(starts.IN_FLIGHT) as pool:
         list(pool.map(lambda caller: caller.start("true"), callers))
         began = time.perf_counter()
         list(pool.map(lambda caller: [caller.start("true") for _ in range(rounds)], callers))
-        rate = IN_FLIGHT * rounds / (time.perf_counter() - began)
+        rate = starts.IN_FLIGHT * rounds / (time.perf_counter() - began)
     for caller in callers:
         caller.channel.close()
-    return {"server_rate": rate, "helper_rate": _helper_rate(helper, IN_FLIGHT * rounds)}
-
-
-def _helper_rate(helper: Helper, count: int) -> float:
-    began, sent, ended, released = time.perf_counter(), 0, 0, 0
-    while released < count:
-        while sent < min(count, ended + IN_FLIGHT):
-            helper.send_start("true")
-            sent += 1
-        message, fds = helper.receive()
-        for fd in fds:
-            os.close(fd)
-        released += message.type is Type.DONE
-        if message.type is Type.EXITED:
-            helper.send(Type.RELEASE, handle=message.fields["handle"])
-            ended += 1
-    return count / (time.perf_counter() - began)
+    return {"server_rate": rate, "helper_rate": starts.rate(helper, starts.IN_FLIGHT * rounds)}
 
 
 def _burst(caller: RawClient, count: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def run(rounds: int, flight: int, live: int) -> dict[str, Any]:
     """Times are medians of `rounds` in turns; `flight` jobs, IN_FLIGHT of them under way; memory of `live` jobs."""
     with _helper() as helper:
         result: dict[str, Any] = {"times": [_compare(helper, rounds, gap_s) for gap_s in GAPS_S]}
-        rates = [(_rate(helper, flight // RATE_ROUNDS), _bwrap_rate(flight // RATE_ROUNDS)) for _ in range(RATE_ROUNDS)]
+        rates = [(rate(helper, flight // RATE_ROUNDS), _bwrap_rate(flight // RATE_ROUNDS)) for _ in range(RATE_ROUNDS)]
         ours, theirs = (statistics.median(rate) for rate in zip(*rates, strict=True))
         result |= {"rate_s": ours, "bwrap_rate_s": theirs, "rate_to_bwrap": ours / theirs}
         result |= _memory(helper, live)
@@ -76,8 +76,8 @@ def _job(helper: Helper) -> None:
     assert helper.request(Type.RELEASE, handle=message.fields["handle"]).type is Type.DONE
 
 
-def _rate(helper: Helper, count: int) -> float:
-    """Jobs a second."""
+def rate(helper: Helper, count: int) -> float:
+    """Jobs a second, with IN_FLIGHT of them under way, to their ends."""
     begin, sent, ended, released = time.perf_counter(), 0, 0, 0
     while released < count:
         while sent < min(count, ended + IN_FLIGHT):
