@@ -68,12 +68,6 @@ class Signals:
         self._wakeups.setblocking(False)
         self._waker.setblocking(False)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        # Python runs a handler before it waits or when the wait is interrupted: one that comes between the two would
-        # be attended to at the next event only. What is written here is one (signal.set_wakeup_fd).
-        self._wakeups, self._waker = socket.socketpair()
-        self._wakeups.setblocking(False)
-        self._waker.setblocking(False)
-        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         self._before = {
             number: signal.signal(number, self._on_signal)
             for number in sorted(_ENDING)
