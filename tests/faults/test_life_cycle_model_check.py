@@ -205,3 +205,13 @@ def test_r8_every_started_job_gets_one_final_state_and_nothing_stays() -> None:
 def test_r8_the_search_finds_a_mistake(mistake: str) -> None:
     with pytest.raises((AssertionError, ValueError)):
         search(Model(mistake))
+
+
+def test_r8_a_state_changes_once() -> None:
+    for old in State:
+        for new in State:
+            if old is State.RUNNING and new is not State.RUNNING:
+                states.check(old, new)
+            else:
+                with pytest.raises(ValueError, match="cannot become"):
+                    states.check(old, new)
