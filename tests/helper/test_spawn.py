@@ -48,8 +48,8 @@ def test_r13_an_orphan_of_another_session_is_reaped(policy: Path) -> None:
         job.close()
 
 
-def test_a_job_ends_with_its_main_process_whatever_it_left_running(policy: Path) -> None:
-    with Helper(policy) as helper:
+def test_r9_a_job_ends_with_its_main_process_whatever_it_left_running(policy: Path, code: Path) -> None:
+    with Helper(policy, code=code) as helper:
         facts = helper.run("sh", "-c", "(setsid sleep 1000 &); exit 3").facts
         assert (facts["exit_code"], facts["killed"]) == (3, 0)
 
