@@ -27,16 +27,13 @@ def enlarge(pipe_fd: int) -> None:
 def shrink(pipe_fd: int) -> None:
     """A page is what a pipe holds at least: so much may its writer be ahead of a log that is about to take no more.
 
-    One that holds more becomes as small as that allows (fcntl(2): EBUSY).
+    One that holds more stays as it is, until it is emptier (fcntl(2): EBUSY).
     """
-    size = fcntl.fcntl(pipe_fd, fcntl.F_GETPIPE_SZ)
-    wanted = select.PIPE_BUF
-    while wanted < size:
-        try:
-            fcntl.fcntl(pipe_fd, fcntl.F_SETPIPE_SZ, wanted)
-            return
-        except OSError:
-            wanted *= 4
+    try:
+        if fcntl.fcntl(pipe_fd, fcntl.F_GETPIPE_SZ) > select.PIPE_BUF:
+            fcntl.fcntl(pipe_fd, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    except OSError:
+        pass
 
 
 class Target(Protocol):
