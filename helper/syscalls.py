@@ -90,9 +90,8 @@ def detached_copy(path_fd: int, flags: int) -> int:
     clone = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH
     tree_fd = _check(_libc.syscall(_SYS_OPEN_TREE, path_fd, b"", clone), "open_tree")
     attributes = struct.pack("<Q24x", flags)
-    _check(
-        _libc.syscall(_SYS_MOUNT_SETATTR, tree_fd, b"", _AT_EMPTY_PATH, attributes, len(attributes)), "mount_setattr"
-    )
+    result = _libc.syscall(_SYS_MOUNT_SETATTR, tree_fd, b"", _AT_EMPTY_PATH, attributes, len(attributes))
+    _check(result, "mount_setattr")
     return tree_fd
 
 

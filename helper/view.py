@@ -22,8 +22,6 @@ _PTYS = 32
 _INODE_BYTES = 4096  # of a file system in memory, one file for each: inodes are the job's memory too
 _HOSTS = f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {HOSTNAME}\n".encode()
 _MAX_TEXT = 1 << 20  # bytes of the host's resolv.conf or hosts
-
-
 _ESCAPE = re.compile(r"\\([0-7]{3})")  # once: each child would compile it anew
 
 # A row of proc(5)'s mountinfo: its id, that of the mount it lies on, device, place and type.
