@@ -199,6 +199,13 @@ def _greet(link: socket.socket) -> None:
     assert wire.unpack(link.recv(wire.MAX_MESSAGE)).type is Type.WELCOME
 
 
+def _shut_down(link: socket.socket, keeper: "subprocess.Popen[bytes]") -> None:
+    """Its helper serves, and ends with the keeper when it is asked to."""
+    _greet(link)
+    link.send(wire.pack(Type.SHUTDOWN, 2))
+    assert keeper.wait(DEADLINE_S) == 0
+
+
 def _kill_helper(keeper: "subprocess.Popen[bytes]", link: socket.socket) -> None:
     (pid,) = descendants(keeper.pid)
     os.kill(pid, signal.SIGKILL)
@@ -250,9 +257,7 @@ def test_a_keeper_ends_when_its_helper_ends_by_itself(policy: Path) -> None:
     with _keeper(*helper_command(ROOT, policy)) as (keeper, control):
         control.send(b"L")
         with _next_helper(control) as link:
-            _greet(link)
-            link.send(wire.pack(Type.SHUTDOWN, 2))
-            assert keeper.wait(DEADLINE_S) == 0
+            _shut_down(link, keeper)
 
 
 def test_a_keeper_goes_on_after_a_policy_that_was_bad_for_a_while_but_not_when_it_always_was(place: Path) -> None:
@@ -287,9 +292,7 @@ def test_a_keeper_goes_on_when_a_helper_cannot_start_now(policy: Path, full_cgro
         (full_cgroup / "cgroup.max.descendants").write_text("max")
         control.send(b"L")
         with _next_helper(control) as link:
-            _greet(link)
-            link.send(wire.pack(Type.SHUTDOWN, 2))
-            assert keeper.wait(DEADLINE_S) == 0
+            _shut_down(link, keeper)
 
 
 def test_a_keeper_goes_on_when_there_is_no_process_to_be_had(policy: Path) -> None:
@@ -302,9 +305,7 @@ def test_a_keeper_goes_on_when_there_is_no_process_to_be_had(policy: Path) -> No
             assert link.recv(1) == b""
         control.send(b"L")
         with _next_helper(control) as link:
-            _greet(link)
-            link.send(wire.pack(Type.SHUTDOWN, 2))
-            assert tracer.wait(DEADLINE_S) == 0
+            _shut_down(link, tracer)
         assert tracer.stderr is not None
         said = f"telehandler-helper: the helper cannot be started now: {os.strerror(errno.EAGAIN)}\n"
         assert tracer.stderr.read().decode() == said
