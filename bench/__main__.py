@@ -5,7 +5,6 @@ import datetime
 import json
 import os
 import platform
-import re
 import signal
 import ssl
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import grpc
 
 from bench import bars, clients, fanout, idle, latency, links, live, memory, start_calls, starts, verify
+from bench.docs import slug
 from bench.ground import GIB, cpu_model, ground
 
 RESULTS = Path(__file__).parent / "results"
@@ -25,9 +25,10 @@ PARTS = ("fanout", "verify", "clients", "links", "latency", "live", "starts", "s
 
 def main() -> int:
     options = _options()
-    result: dict[str, Any] = {"schema": SCHEMA, "quick": options.quick, "machine": _machine()}
-    print(f"{_machine()['cpu']}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    path: Path = options.output or RESULTS / ("quick.json" if options.quick else f"{_kind()}.json")
+    machine = _machine()
+    result: dict[str, Any] = {"schema": SCHEMA, "quick": options.quick, "machine": machine}
+    print(f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']}", flush=True)
+    path: Path = options.output or RESULTS / ("quick.json" if options.quick else _file_name(machine))
     with ground() as here:
         for part in options.parts:
             print(part, flush=True)
@@ -46,7 +47,7 @@ def main() -> int:
             elif part == "live":
                 result[part] = live.run(here, options.live_jobs, options.live_seconds)
             elif part == "starts":
-                result[part] = starts.run(options.starts, 4 * options.starts, 20)
+                result[part] = starts.run(here, options.starts, 4 * options.starts, 20)
             elif part == "start_calls":
                 result[part] = start_calls.run(here, options.starts, options.live_starts, options.burst)
             elif part == "idle":
@@ -106,9 +107,9 @@ def _machine() -> dict[str, str | float]:
     }
 
 
-def _kind() -> str:
-    """Of this machine, as a file's name: figures of one kind are compared with each other alone."""
-    return re.sub("[^a-z0-9]+", "-", f"{os.cpu_count()} cores {cpu_model()}".lower())
+def _file_name(machine: dict[str, str | float]) -> str:
+    """Of the result for this kind of machine: figures of one kind are compared with each other alone."""
+    return slug(f"{machine['cores']} cores {machine['cpu']}") + ".json"
 
 
 def _commit() -> str:

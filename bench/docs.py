@@ -74,7 +74,12 @@ def _shown(marker: str, results: Sequence[dict[str, Any]]) -> str:
 
 
 def _plot_file(marker: str, result: dict[str, Any]) -> str:
-    return f"performance-{marker}-{re.sub('[^a-z0-9]+', '-', _kind(result).lower())}.svg"
+    return f"performance-{marker}-{slug(_kind(result))}.svg"
+
+
+def slug(text: str) -> str:
+    """For a file's name."""
+    return re.sub("[^a-z0-9]+", "-", text.lower())
 
 
 def _kind(result: dict[str, Any]) -> str:

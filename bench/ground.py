@@ -36,8 +36,8 @@ class Ground:
         self.policy = write_policy(place, "policy", policy_text())
 
     @contextmanager
-    def server(self) -> Iterator[Server]:
-        server = Server(self.place, self.ssl, self.policy, options=FLAGS, process_group=0)
+    def server(self, policy: Path | None = None, *flags: str) -> Iterator[Server]:
+        server = Server(self.place, self.ssl, policy or self.policy, options=(*FLAGS, *flags), process_group=0)
         try:
             server.start()
             yield server

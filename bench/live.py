@@ -37,9 +37,8 @@ def run(ground: Ground, jobs: int, seconds: float) -> list[dict[str, Any]]:
 
 
 def _row(ground: Ground, what: str, command: list[str], jobs: int, seconds: float) -> dict[str, Any]:
-    policy = policy_text(f"max_jobs = {2 * jobs}\nstarts_per_second = 1000\n")
-    ground.policy = write_policy(ground.place, "live", policy)
-    with ground.server() as server:
+    text = policy_text(f"max_jobs = {2 * jobs}\nstarts_per_second = 1000\n")
+    with ground.server(write_policy(ground.place, "live", text)) as server:
         client, api = client_of(server), server.children()["api"]
         names = [start_job(client, command) for _ in range(jobs)]
         watched = [names[number % jobs] for number in range(WATCHERS)]

@@ -1,6 +1,5 @@
 """StartJob on a warm connection beside the helper alone and a bare call, with many live jobs, and many at once."""
 
-import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,27 +14,28 @@ from bench import starts
 from bench.ground import Ground
 from helper.wire import Type
 
-_OPTIONS = ("--max-jobs-per-user", "100000", "--max-calls-per-user", "100000")
-
 
 def run(ground: Ground, rounds: int, live: int, burst: int) -> dict[str, Any]:
     """Times are medians of `rounds`, in turns; `live` jobs that sleep; `burst` starts that are asked for at once."""
     most = live + burst + 100
     text = policy_text(f"max_jobs = {most}\nstarts_per_second = 100000\n")
-    policies = [write_policy(ground.place, name, text + own_uids(most)) for name in ("starts", "alone")]
-    server = Server(ground.place, ground.ssl, policies[0], options=_OPTIONS, process_group=0)
-    with server, Helper(policies[1]) as helper, RawClient(server, server.ssl / "client") as caller:
+    served, alone = (write_policy(ground.place, name, text + own_uids(most)) for name in ("starts", "alone"))
+    with (
+        ground.server(served, "--max-jobs-per-user", str(most)) as server,
+        Helper(alone) as helper,
+        RawClient(server, server.ssl / "client") as caller,
+    ):
         ended = caller.start("true").name
         ways: dict[str, Callable[[], float]] = {
-            "start": lambda: _ms(lambda: caller.start("true")),
-            "bare_call": lambda: _ms(lambda: caller.status(ended)),
+            "start": lambda: starts.ms(lambda: caller.start("true")),
+            "bare_call": lambda: starts.ms(lambda: caller.status(ended)),
             "helper_alone": lambda: _helper_start_ms(helper),
         }
-        result = {f"{name}_ms": found for name, found in _medians(ways, rounds).items()}
+        result = {f"{name}_ms": found for name, found in starts.medians(ways, rounds).items()}
         result |= {f"{name}_s": found for name, found in _rates(server, helper, rounds).items()}
         for _ in range(live):
             caller.start("sleep", "1000")
-        result |= {"live": live, "start_among_live_ms": _medians({"start": ways["start"]}, rounds)["start"]}
+        result |= {"live": live, "start_among_live_ms": starts.medians({"start": ways["start"]}, rounds)["start"]}
         result |= _burst(caller, burst)
     print(
         f"  StartJob {result['start_ms']:.1f} ms (helper alone {result['helper_alone_ms']:.1f}, a bare call "
@@ -45,21 +45,6 @@ def run(ground: Ground, rounds: int, live: int, burst: int) -> dict[str, Any]:
         flush=True,
     )
     return result
-
-
-def _ms(way: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    way()
-    return (time.perf_counter() - began) * 1000
-
-
-def _medians(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """The first of each does not count: it warms up."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds + 1):
-        for name, way in ways.items():
-            times[name].append(way())
-    return {name: statistics.median(found[1:]) for name, found in times.items()}
 
 
 def _helper_start_ms(helper: Helper) -> float:

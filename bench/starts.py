@@ -6,16 +6,15 @@ its start to its end. Only the ratios of one run carry over to another machine.
 
 import os
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from support.helper_driver import Helper
 from support.policies import own_uids, policy_text, write_policy
+from support.process_usage import private_kib
 
+from bench.ground import Ground
 from helper.wire import Type
 
 _BWRAP = (
@@ -26,9 +25,10 @@ IN_FLIGHT, RATE_ROUNDS = 8, 4
 GAPS_S = (0.0, 0.05)  # back to back, and 50 ms apart
 
 
-def run(rounds: int, flight: int, live: int) -> dict[str, Any]:
+def run(ground: Ground, rounds: int, flight: int, live: int) -> dict[str, Any]:
     """Times are medians of `rounds` in turns; `flight` jobs, IN_FLIGHT of them under way; memory of `live` jobs."""
-    with _helper() as helper:
+    text = policy_text("starts_per_second = 100000\n") + own_uids(4096)
+    with Helper(write_policy(ground.place, "bwrap", text)) as helper:
         result: dict[str, Any] = {"times": [_compare(helper, rounds, gap_s) for gap_s in GAPS_S]}
         rates = [(rate(helper, flight // RATE_ROUNDS), _bwrap_rate(flight // RATE_ROUNDS)) for _ in range(RATE_ROUNDS)]
         ours, theirs = (statistics.median(rate) for rate in zip(*rates, strict=True))
@@ -42,26 +42,28 @@ def run(rounds: int, flight: int, live: int) -> dict[str, Any]:
     return result
 
 
-@contextmanager
-def _helper() -> Iterator[Helper]:
-    with tempfile.TemporaryDirectory(prefix="telehandler-bench-", dir="/var/tmp") as name:
-        text = policy_text("starts_per_second = 100000\n") + own_uids(4096)
-        with Helper(write_policy(Path(name), "policy", text)) as helper:
-            yield helper
-
-
 def _compare(helper: Helper, rounds: int, gap_s: float) -> dict[str, float]:
-    times: dict[str, list[float]] = {"helper": [], "bwrap": []}
-    ways: dict[str, Callable[[], object]] = {"helper": lambda: _job(helper), "bwrap": lambda: _wait(_start_bwrap())}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            time.sleep(gap_s)
-            begin = time.perf_counter()
-            way()
-            times[name].append((time.perf_counter() - begin) * 1000)
-    ours, theirs = (statistics.median(taken) for taken in times.values())
+    ways = {"helper": lambda: ms(lambda: _job(helper)), "bwrap": lambda: ms(lambda: _wait(_start_bwrap()))}
+    ours, theirs = medians(ways, rounds, gap_s).values()
     print(f"  {gap_s * 1000:.0f} ms apart: {ours:.2f} ms, bwrap {theirs:.2f} ({ours / theirs:.2f})", flush=True)
     return {"gap_ms": gap_s * 1000, "ms": ours, "bwrap_ms": theirs, "ratio": ours / theirs}
+
+
+def ms(way: Callable[[], object]) -> float:
+    """How long it takes."""
+    began = time.perf_counter()
+    way()
+    return (time.perf_counter() - began) * 1000
+
+
+def medians(ways: Mapping[str, Callable[[], float]], rounds: int, gap_s: float = 0) -> dict[str, float]:
+    """Of what each gives in turns, each after a pause. The first of each does not count: it warms up."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds + 1):
+        for name, way in ways.items():
+            time.sleep(gap_s)
+            taken[name].append(way())
+    return {name: statistics.median(found[1:]) for name, found in taken.items()}
 
 
 def _job(helper: Helper) -> None:
@@ -118,16 +120,9 @@ def _wait(pid: int) -> int:
 
 def _memory(helper: Helper, count: int) -> dict[str, float]:
     jobs = [helper.start("/bin/sleep", "1000") for _ in range(count)]
-    each = [sum(_memory_kib(pid)[0] for pid in helper.host_pids(job)) for job in jobs]
-    private, resident = _memory_kib(helper.process.pid)
+    each = [sum(map(private_kib, helper.host_pids(job))) for job in jobs]
+    private = private_kib(helper.process.pid)
     for job in jobs:
         assert helper.request(Type.KILL, handle=job.handle).type is Type.DONE
         helper.finish(job)
-    return {"job_kib": statistics.mean(each), "helper_kib": private, "helper_resident_kib": resident}
-
-
-def _memory_kib(pid: int) -> tuple[int, int]:
-    """Private and resident memory: proc(5), smaps_rollup."""
-    rows = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
-    sizes = {row[0]: int(row[1]) for row in rows if row[-1] == "kB"}
-    return sizes["Private_Clean:"] + sizes["Private_Dirty:"], sizes["Rss:"]
+    return {"job_kib": statistics.mean(each), "helper_kib": private}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.checkout import ROOT
 from support.helper_driver import Helper, read_line
+from support.process_usage import private_kib
 from support.processes import alive
 from support.wait import wait_until
 
@@ -176,15 +177,10 @@ def test_a_live_job_costs_little_memory(policy: Path) -> None:
         init, main = helper.host_pids(job)
         # Whoever looks for the command finds the command alone.
         assert Path(f"/proc/{init}/cmdline").read_bytes().rstrip(b"\0") == b"telehandler-init"
-        assert _private_kib(init) <= 64
-        assert _private_kib(init) + _private_kib(main) <= 300
+        assert private_kib(init) <= 64
+        assert private_kib(init) + private_kib(main) <= 300
         assert helper.request(Type.KILL, handle=job.handle).type is Type.DONE
         helper.finish(job)
-
-
-def _private_kib(pid: int) -> int:
-    rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(row.split()[1]) for row in rows if row.startswith("Private_"))
 
 
 def test_the_compiled_init_is_what_the_source_says() -> None:

@@ -51,6 +51,12 @@ def rss_bytes(pid: int) -> int:
     return memory_bytes(pid, "VmRSS")
 
 
+def private_kib(pid: int) -> int:
+    """Memory that it shares with nobody: proc(5), smaps_rollup."""
+    rows = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(row.split()[1]) for row in rows if row.startswith("Private_"))
+
+
 def highest_fd(pid: int) -> int:
     return max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
 
