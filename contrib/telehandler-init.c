@@ -2,18 +2,19 @@
  *
  * The helper executes it as the job's uid, without privileges, under the job's filter and with every signal blocked:
  *     telehandler-init DIRECTORY COMMAND [ARGUMENT]...
- * and the job's environment. It does what helper/spawn.py's own init does, by the same two pipes, in a few pages of
+ * and the job's environment. It does what helper/init.py does, by the same two pipes, in a few pages of
  * memory instead of a copy of the helper's. No libc: a start pays for what that sets up, and none of it is needed. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-enum { STATUS_FD = 3, RESULT_FD = 4, FAILED = 125 };     /* as in helper/spawn.py */
+enum { STATUS_FD = 3, RESULT_FD = 4, FAILED = 125 };     /* as in helper/init.py */
 enum { STAGE_CLONE = 17, STAGE_CHDIR = 21, STAGE_EXEC = 22 }; /* as in helper/wire.py */
 enum { LAST_SIGNAL = 64, MASK_BYTES = 8, CARRIER = LAST_SIGNAL };
 
@@ -56,13 +57,14 @@ static const char *after(const char *text, const char *prefix)
     return text;
 }
 
-/* Its own session, no terminal; its directory, resolved as the job's uid. */
+/* Its own session, with the job's terminal if there is one; its directory, resolved as the job's uid. */
 static void enter(const char *directory)
 {
     static char here[PATH_MAX + 1];
     long result;
     must(STAGE_CHDIR, SYS_close, RESULT_FD, 0, 0, 0);
     must(STAGE_CHDIR, SYS_setsid, 0, 0, 0, 0);
+    call(SYS_ioctl, 0, TIOCSCTTY, 0, 0); /* fails where stdin is no terminal */
     must(STAGE_CHDIR, SYS_chdir, (long)directory, 0, 0, 0);
     result = must(STAGE_CHDIR, SYS_getcwd, (long)here, PATH_MAX, 0, 0);
     here[result - 1] = '/'; /* the length has the NUL in it */
@@ -120,6 +122,12 @@ static _Noreturn void become_main(const char *directory, char **argv, char **env
     fail(STAGE_EXEC, execute(argv, env));
 }
 
+static int is_terminal(int fd)
+{
+    static struct winsize size;
+    return call(SYS_ioctl, fd, TIOCGWINSZ, (long)&size, 0) == 0;
+}
+
 static _Noreturn void serve(long main_pid)
 {
     static const unsigned long all = ~0UL;
@@ -128,7 +136,7 @@ static _Noreturn void serve(long main_pid)
     for (;;) {
         long pid, number = call(SYS_rt_sigtimedwait, (long)&all, (long)&info, 0, MASK_BYTES);
         if (number > 0 && number != SIGCHLD) {
-            if (number == CARRIER && info.si_code == SI_QUEUE) /* see CARRIED in helper/spawn.py */
+            if (number == CARRIER && info.si_code == SI_QUEUE) /* see CARRIED in helper/init.py */
                 number = info.si_value.sival_int;
             /* What a terminal sends goes to the whole group, as from a terminal. */
             call(SYS_kill, number == SIGINT || number == SIGQUIT ? -main_pid : main_pid, number, 0, 0);
@@ -159,7 +167,8 @@ _Noreturn void begin(long *stack)
     for (char **word = argv + 1; *word; word++)
         for (char *byte = *word; *byte; byte++)
             *byte = 0;
-    for (int fd = 0; fd < RESULT_FD; fd++)
+    /* A terminal stays open: who reads from it finds its end only at the job's. */
+    for (int fd = is_terminal(0) ? 1 : 0; fd < RESULT_FD; fd++)
         call(SYS_close, fd, 0, 0, 0);
     serve(pid);
 }

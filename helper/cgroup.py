@@ -55,6 +55,12 @@ def number(dir_fd: int, name: str, key: str = "") -> int:
     return 0
 
 
+def create(path: str) -> int:
+    """A new cgroup; its directory's fd."""
+    os.mkdir(path, 0o755)
+    return os.open(path, _OPEN_DIR)
+
+
 def kill(dir_fd: int) -> None:
     """SIGKILL to everything in the cgroup and below; nothing can be born into it afterwards."""
     write(dir_fd, "cgroup.kill", "1")
@@ -141,13 +147,9 @@ class Base:
         there = set(read(root_fd, "cgroup.controllers").split()) & set(CONTROLLERS)
         return there <= set(read(self.fd, "cgroup.subtree_control").split())
 
-    def job_path(self, handle: int) -> str:
-        return f"{self.path}/job-{handle}"
-
-    def create(self, handle: int) -> int:
-        """A new cgroup for a job; its directory's fd."""
-        os.mkdir(self.job_path(handle), 0o755)
-        return os.open(self.job_path(handle), _OPEN_DIR)
+    def job_path(self, handle: int, parent: int) -> str:
+        """The cgroup of a job; that of a further command in a job is below the job's."""
+        return f"{self.path}/job-{parent}/exec-{handle}" if parent else f"{self.path}/job-{handle}"
 
     def rows(self, limits: dict[str, int], without: list[str], disk_list: list[str]) -> list[tuple[str, str]]:
         """`limits` as files and values; Refusal when one cannot be enforced and is not in `without`."""

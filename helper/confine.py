@@ -65,13 +65,14 @@ def set_scheduling() -> None:
     syscalls.default_scheduling()
 
 
-def set_proc_attributes(uid: int) -> None:
-    """What is set through /proc, which must be the job's own by now: takes root, and without it is for good."""
+def set_proc_attributes(uid: int) -> int:
+    """What is set through /proc: takes root, and without it is for good. An fd of our status in there."""
     with suppress(PermissionError):  # without CAP_SYS_RESOURCE it cannot be lowered
         cgroup.write(None, "/proc/self/oom_score_adj", "0")
     # Unset, any process may set it once, and so write another user's name into the audit log.
     with suppress(FileNotFoundError, PermissionError):  # a kernel without audit; one that keeps the starter's for good
         cgroup.write(None, "/proc/self/loginuid", str(uid))
+    return os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def drop_bounding_set() -> None:
@@ -80,8 +81,8 @@ def drop_bounding_set() -> None:
         prctl.capbset_drop(capability)
 
 
-def drop_privileges(uid: int) -> None:
-    """Gives up every privilege for good, then reads back what the kernel says."""
+def drop_privileges(uid: int, own_status: int) -> None:
+    """Gives up every privilege for good, then reads back what the kernel says, in set_proc_attributes' fd."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
@@ -96,11 +97,11 @@ def drop_privileges(uid: int) -> None:
     # After the change of uid, which clears it: prctl(2). Had the helper died before, the status pipe would tell.
     prctl.set_pdeathsig(signal.SIGKILL)
     syscalls.set_seccomp_filter(FILTER)
-    _read_back(uid)
+    _read_back(uid, own_status)
 
 
-def _read_back(uid: int) -> None:
-    with open("/proc/self/status", "rb", buffering=0) as file:
+def _read_back(uid: int, own_status: int) -> None:
+    with open(own_status, "rb", buffering=0) as file:
         rows = [line.partition(":") for line in file.readall().decode("ascii", "replace").splitlines()]
     status = {name: value.split() for name, _, value in rows}
     wanted = {"Uid": [str(uid)] * 4, "Gid": [str(uid)] * 4, "Groups": [], "NoNewPrivs": ["1"], "Seccomp": ["2"]}

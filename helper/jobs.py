@@ -8,7 +8,7 @@ from contextlib import suppress
 from enum import Enum
 from signal import SIGKILL, SIGTERM, pidfd_send_signal
 
-from helper import cgroup, spawn
+from helper import cgroup, init, spawn
 from helper.link import Events, Link
 from helper.policy import Refusal
 from helper.uids import Uids
@@ -28,10 +28,12 @@ class JobState(Enum):
 
 
 class Job:
-    """One job of the table. It owns `fds`, by name: cgroup, events and those of spawn."""
+    """One job of the table, or a further command in one. It owns `fds`, by name: cgroup, events and those of spawn."""
 
-    def __init__(self, handle: int, request_id: int, tag: bytes, order: spawn.Order) -> None:
+    def __init__(self, handle: int, request_id: int, tag: bytes, order: spawn.Order, parent: "Job | None") -> None:
+        """`parent`: the job in whose sandbox this is a further command."""
         self.handle, self.request_id, self.tag, self.uid = handle, request_id, tag, order.uid
+        self.order, self.parent, self.path = order, parent, ""
         self.timeout_s = order.limits["timeout_ms"] / 1000
         self.deadline = time.monotonic() + START_S  # of its state
         self.state, self.pid = JobState.STARTING, -1
@@ -42,7 +44,7 @@ class Job:
 
     def handed(self) -> tuple[int, ...]:
         """The fds that the api gets."""
-        return self.fds["stdout"], self.fds["stderr"], self.fds["cgroup"]
+        return tuple(self.fds[name] for name in ("stdout", "stderr", "cgroup", "stdin") if name in self.fds)
 
 
 class Jobs:
@@ -60,20 +62,21 @@ class Jobs:
             raise Refusal(Stage.NO_SUCH_JOB, errno.ESRCH, "no such running job")
         return job
 
-    def start(self, job: Job, order: spawn.Order) -> None:
+    def start(self, job: Job) -> None:
         """Its cgroup with all limits, then its init in it. Raises Refusal, with nothing left; OSError is fatal."""
         stage = Stage.CGROUP
+        job.path = self._base.job_path(job.handle, job.parent.handle if job.parent else 0)
         try:
-            job.fds["cgroup"] = self._base.create(job.handle)
+            job.fds["cgroup"] = cgroup.create(job.path)
             job.fds["events"] = os.open("cgroup.events", os.O_RDONLY | os.O_CLOEXEC, dir_fd=job.fds["cgroup"])
-            for file, value in order.rows:
+            for file, value in job.order.rows:
                 cgroup.write(job.fds["cgroup"], file, value)
             stage = Stage.CLONE
-            job.pid, fds = spawn.spawn(order, job.fds["cgroup"], self._init)
+            job.pid, fds = spawn.spawn(job.order, job.fds["cgroup"], self._init)
         except OSError as error:
             self._close(job, *job.fds)
-            self._uids.give_back(job.uid)
-            if not cgroup.remove(self._base.job_path(job.handle)):  # something was cloned into it: fatal
+            self._give_back(job)
+            if not cgroup.remove(job.path):  # something was cloned into it: fatal
                 raise
             raise Refusal(stage, error.errno or errno.EIO, f"{stage.name.lower()}: {error.strerror}") from None
         job.fds |= fds
@@ -83,7 +86,7 @@ class Jobs:
 
     def turn(self) -> None:
         """What is due: removals of cgroups that were not empty, deadlines."""
-        for job in list(self.table.values()):
+        for job in reversed(list(self.table.values())):  # a further command before the job that waits for its end
             if job.state is JobState.DYING:
                 with suppress(OSError):  # such as no fd free: tried again at the next turn
                     self._finish(job)
@@ -97,14 +100,22 @@ class Jobs:
 
     def give_up(self, job: Job, number: int, cause: str) -> None:
         """Ends a job that is STARTING; its START is answered with ERROR once it is gone."""
-        stage = Stage.EXEC if job.status == spawn.EXEC_NEXT else Stage.CLONE
+        stage = Stage.EXEC if job.status == init.EXEC_NEXT else Stage.CLONE
         job.failure = Refusal(stage, number, f"the start was ended before the command ran: {cause}")
         self.kill_job(job)
 
     def forget(self, job: Job) -> None:
         self._close(job, *job.fds)
-        self._uids.give_back(job.uid)
+        self._give_back(job)
         del self.table[job.handle]
+
+    def _give_back(self, job: Job) -> None:
+        if not job.parent:  # else it is the parent's
+            self._uids.give_back(job.uid)
+
+    def close_stdin(self, job: Job) -> None:
+        """Ours of it: what the api has sent ends once the api has closed its own."""
+        self._close(job, "stdin")
 
     def close(self) -> None:
         """Every fd of every job, at our end: for what follows, should there be no other."""
@@ -127,13 +138,20 @@ class Jobs:
         self._close(job, "status")
         if job.failure:
             return
-        if job.status == spawn.EXEC_NEXT:
+        if job.status == init.EXEC_NEXT:
+            if "terminal" in job.fds:
+                try:
+                    self._close(job, "stdout")
+                    job.fds["stdout"] = spawn.receive_terminal(job.fds.pop("terminal"))
+                    job.fds["stdin"] = os.dup(job.fds["stdout"])
+                except OSError as failed:  # no fd is free
+                    return self.give_up(job, failed.errno or errno.EIO, "its terminal could not be received")
             job.state, job.deadline = JobState.RUNNING, time.monotonic() + job.timeout_s
             self._link.send(Type.STARTED, job.request_id, job.handed(), handle=job.handle, uid=job.uid)
             return
-        report = job.status.removeprefix(spawn.EXEC_NEXT)
-        whole = len(report) == spawn.STATUS.size  # else the init died without a word
-        number, error = spawn.STATUS.unpack(report) if whole else (Stage.CLONE, errno.EIO)
+        report = job.status.removeprefix(init.EXEC_NEXT)
+        whole = len(report) == init.STATUS.size  # else the init died without a word
+        number, error = init.STATUS.unpack(report) if whole else (Stage.CLONE, errno.EIO)
         cause = os.strerror(error) if whole else "it died before exec, perhaps of too little memory"
         job.failure = Refusal(Stage(number), error, f"the start failed at {Stage(number).name.lower()}: {cause}")
         self.kill_job(job)
@@ -154,8 +172,8 @@ class Jobs:
         status = int(SIGKILL)  # of an init that could not report
         with suppress(BlockingIOError):
             result = os.read(job.fds["result"], 64)
-            if len(result) == spawn.RESULT.size:
-                (status,) = spawn.RESULT.unpack(result)
+            if len(result) == init.RESULT.size:
+                (status,) = init.RESULT.unpack(result)
         self._close(job, "pidfd", "result")
         code = os.waitstatus_to_exitcode(status)  # a signal as a negative number
         job.facts |= {"exit_code": max(code, 0), "signal": max(-code, 0), "max_rss_bytes": usage.ru_maxrss * 1024}
@@ -167,8 +185,10 @@ class Jobs:
         """Ends a job whose cgroup is empty; else waits for the event that cgroup.events polls."""
         if b"populated 1" in os.pread(job.fds["events"], 256, 0):  # reading rearms the event
             return cgroup.kill(job.fds["cgroup"])
+        if any(other.parent is job and other.state is not JobState.ENDED for other in self.table.values()):
+            return  # its cgroup goes first
         job.facts |= cgroup.facts(job.fds["cgroup"])
-        if not cgroup.remove(self._base.job_path(job.handle)):  # passing: tried again at the next turn
+        if not cgroup.remove(job.path):  # passing: tried again at the next turn
             return
         self._close(job, "events")
         job.state = JobState.ENDED

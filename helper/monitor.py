@@ -14,12 +14,12 @@ from enum import Enum
 from signal import pidfd_send_signal
 from typing import Any
 
-from helper import cgroup, spawn, syscalls, wire
+from helper import cgroup, init, spawn, syscalls, wire
 from helper.jobs import Job, Jobs, JobState
 from helper.link import Events, Link
 from helper.policy import CONTROLLERS, Policy, Refusal, limits_of
 from helper.uids import Uids
-from helper.wire import Stage, Type, WireError
+from helper.wire import Stage, Stdio, Type, WireError
 
 _TICK_MS = 250  # the pace of deadlines, and of a cgroup removal that met EBUSY
 _PATH_MAX = 4096  # with the NUL: limits.h
@@ -31,10 +31,11 @@ class State(Enum):
     NEW, READY, ENDING = range(3)
 
 
+_OF_JOBS = Type.CHECK, Type.START, Type.CANCEL, Type.SIGNAL, Type.KILL, Type.CLOSE_STDIN, Type.RELEASE
 # A later HELLO is a restarted api's: it is answered with the live jobs.
 PERMITTED: dict[State, tuple[Type, ...]] = {
     State.NEW: (Type.HELLO,),
-    State.READY: (Type.HELLO, Type.CHECK, Type.START, Type.CANCEL, Type.SIGNAL, Type.KILL, Type.RELEASE, Type.SHUTDOWN),
+    State.READY: (Type.HELLO, *_OF_JOBS, Type.SHUTDOWN),
     State.ENDING: (),
 }
 
@@ -115,23 +116,26 @@ class Monitor:
                 self.link.send(Type.EXITED, 0, **job.facts)
 
     # What START takes. Nothing is made: it tells what START would do now.
-    def _on_check(self, request_id: int, tag: bytes, **fields: Any) -> None:
-        order = self._decide(**fields)
+    def _on_check(self, request_id: int, tag: bytes, parent: int, **fields: Any) -> None:
+        if parent:
+            raise WireError("CHECK of a command in a job")
+        order = self._decide(parent, **fields)
         self.uids.give_back(order.uid)
         sandbox = {"uid": order.uid, "cwd": os.fsdecode(order.cwd)} | vars(order.profile) | order.limits
-        sandbox |= {"merge_stderr": 1} if order.merge_stderr else {}
+        sandbox |= {name.lower(): 1 for name, bit in Stdio.__members__.items() if order.stdio & bit}
         shown = [(name, ", ".join(value) if isinstance(value, list) else value) for name, value in sandbox.items()]
         rows = [os.fsencode(f"{name} {value}") for name, value in [*shown, *order.rows]]
         self.link.send(Type.VERDICT, request_id, rows=rows)
 
     # argv, env, a directory and a profile's name, for a process without privileges; uid, cgroup,
-    # mounts and maxima are decided here. Counts and sizes are the wire's.
-    def _on_start(self, request_id: int, tag: bytes, **fields: Any) -> None:
-        order = self._decide(**fields)
-        job = Job(self.next_handle, request_id, tag, order)
+    # mounts and maxima are decided here. Counts and sizes are the wire's. Or the handle of a job, which this command
+    # joins: as its uid, in its cgroup, with all of its limits.
+    def _on_start(self, request_id: int, tag: bytes, parent: int, **fields: Any) -> None:
+        order = self._decide(parent, **fields)
+        job = Job(self.next_handle, request_id, tag, order, self.jobs.table.get(parent))
         self.next_handle += 1
         self.starts.append(time.monotonic())
-        self.jobs.start(job, order)
+        self.jobs.start(job)
 
     # The request id of a START: it ends what that START began, and nothing that runs.
     def _on_cancel(self, request_id: int, start_id: int) -> None:
@@ -147,8 +151,8 @@ class Monitor:
             raise WireError(f"signal {signal}")
         pidfd = self.jobs.live(handle, JobState.RUNNING).fds["pidfd"]
         try:
-            if signal in spawn.CARRIED:
-                syscalls.pidfd_queue_signal(pidfd, spawn.CARRIER, signal)
+            if signal in init.CARRIED:
+                syscalls.pidfd_queue_signal(pidfd, init.CARRIER, signal)
             else:
                 pidfd_send_signal(pidfd, signal)
         except BlockingIOError:  # the job's own doing
@@ -162,6 +166,11 @@ class Monitor:
             self.jobs.give_up(job, errno.ECANCELED, "it was killed")
         else:
             self.jobs.kill_job(job)
+        self.link.send(Type.DONE, request_id)
+
+    # A handle of the table; it closes a pipe of ours.
+    def _on_close_stdin(self, request_id: int, handle: int) -> None:
+        self.jobs.close_stdin(self.jobs.live(handle, JobState.RUNNING))
         self.link.send(Type.DONE, request_id)
 
     # A handle whose EXITED was sent: it frees nothing but memory and fds of a dead job.
@@ -182,29 +191,41 @@ class Monitor:
     # What a START may have
 
     def _decide(
-        self, merge_stderr: int, place: list[bytes], argv: list[bytes], env: list[bytes], **limits: int
+        self, parent: int, stdio: int, place: list[bytes], argv: list[bytes], env: list[bytes], **limits: int
     ) -> spawn.Order:
         """The policy's verdict on a START. Raises Refusal, or WireError where no api of ours would ask."""
         policy = self.policy
         names = [entry.partition(b"=")[0] for entry in env if b"=" in entry]
         if not argv or not argv[0] or not all(names) or len(set(names)) != len(env) or len(place) != 2:
             raise WireError("argv is empty, env not a list of distinct NAME=value, or place not two strings")
-        if merge_stderr > 1:
-            raise WireError(f"merge_stderr {merge_stderr}")
+        if stdio > Stdio.TERMINAL:
+            raise WireError(f"stdio {stdio}: not of a terminal alone, or of pipes")
         fast = len(self.starts) == policy.starts_per_second and time.monotonic() - self.starts[0] < 1
         if len(self.jobs.table) >= policy.max_jobs or fast:
             bounds = f"{policy.max_jobs} jobs, {policy.starts_per_second} starts a second"
             raise Refusal(Stage.CAPACITY, errno.EAGAIN, f"the policy's bounds are reached: {bounds}")
+        cwd = _working_directory(place[1])
+        if parent:
+            joined = self.jobs.live(parent, JobState.RUNNING)
+            if joined.parent or place[0] or any(limits.values()):
+                raise WireError("a command in a job has the job's profile and limits, and no commands in it")
+            changes: dict[str, Any] = {"argv": argv, "env": env, "cwd": cwd, "rows": [], "stdio": Stdio(stdio)}
+            return joined.order._replace(**changes, parent_pidfd=joined.fds["pidfd"])
         profile = policy.profiles.get(place[0].decode("utf-8", "replace") or next(iter(policy.profiles)))
         if profile is None:
             raise Refusal(Stage.POLICY, errno.EINVAL, f"no such profile; the policy has: {', '.join(policy.profiles)}")
-        cwd = place[1] or b"/"
-        if not cwd.startswith(b"/") or (cwd + b"/").startswith(b"/proc/"):
-            raise Refusal(Stage.CHDIR, errno.EINVAL, "the working directory must be absolute and outside /proc")
-        if len(cwd) >= _PATH_MAX:  # also for VERDICT, where it is part of a string
-            text = f"the working directory has {len(cwd)} bytes; Linux takes at most {_PATH_MAX - 1}"
-            raise Refusal(Stage.CHDIR, errno.ENAMETOOLONG, text)
         final = limits_of(policy, profile, limits)
         rows = self.base.rows(final, policy.allow_missing_controllers, self.disks[profile.profile_name])
         # The uid comes last: a refusal after it would keep it.
-        return spawn.Order(argv, env, cwd, profile, self.uids.take(), final, rows, bool(merge_stderr))
+        return spawn.Order(argv, env, cwd, profile, self.uids.take(), final, rows, Stdio(stdio))
+
+
+def _working_directory(asked: bytes) -> bytes:
+    """Raises Refusal."""
+    cwd = asked or b"/"
+    if not cwd.startswith(b"/") or (cwd + b"/").startswith(b"/proc/"):
+        raise Refusal(Stage.CHDIR, errno.EINVAL, "the working directory must be absolute and outside /proc")
+    if len(cwd) >= _PATH_MAX:  # also for VERDICT, where it is part of a string
+        text = f"the working directory has {len(cwd)} bytes; Linux takes at most {_PATH_MAX - 1}"
+        raise Refusal(Stage.CHDIR, errno.ENAMETOOLONG, text)
+    return cwd

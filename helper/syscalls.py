@@ -60,6 +60,11 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 
 
+def setns(pidfd: int, namespaces: int) -> None:
+    """Joins these namespaces of a process. See setns(2)."""
+    _check(_libc.setns(pidfd, namespaces), "setns")
+
+
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     """mount(2)."""
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]

@@ -6,16 +6,16 @@ byte strings, as LAYOUT says. Anything else is a `WireError`; there is no recove
 """
 
 import struct
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple
 
-VERSION = 2
+VERSION = 3
 MAGIC = b"TLHD"
 MAX_MESSAGE = 200 * 1024  # bytes, header included: what a socket of the default buffer takes in one datagram
 MAX_COUNT = 16 * 1024  # strings in a list
 MAX_STRING = 128 * 1024 - 1  # bytes: as much as exec takes in one argument, its NUL not counted (execve(2))
 MAX_TEXT = 1024  # bytes of an error's message
-MAX_FDS = 3  # stdout, stderr, cgroup directory
+MAX_FDS = 4  # stdout, stderr, cgroup directory, stdin
 MAX_SIGNAL = 64
 # The limits of a START, each a u64, 0 for the policy's default: thousandths of a core; bytes; bytes or
 # operations a second on each disk that backs the job's files; RLIMIT_FSIZE; RLIMIT_NOFILE; wall-clock milliseconds;
@@ -31,7 +31,7 @@ class WireError(Exception):
 class Type(IntEnum):
     """Message types: requests below 128, the helper's replies and events from 128."""
 
-    HELLO, START, SIGNAL, KILL, RELEASE, SHUTDOWN, CHECK, CANCEL = 1, 2, 3, 4, 5, 6, 7, 8
+    HELLO, START, SIGNAL, KILL, RELEASE, SHUTDOWN, CHECK, CANCEL, CLOSE_STDIN = 1, 2, 3, 4, 5, 6, 7, 8, 9
     WELCOME, STARTED, DONE, ERROR, EXITED, ADOPT, VERDICT = 128, 129, 130, 131, 132, 133, 134
 
 
@@ -46,13 +46,22 @@ class Stage(IntEnum):
     CGROUP, CLONE, MOUNT, NETWORK, PRIVILEGE, CHDIR, EXEC = 16, 17, 18, 19, 20, 21, 22
 
 
+class Stdio(IntFlag):
+    """What a START may ask for besides two pipes of output and /dev/null as stdin; see PROTOCOL.md.
+
+    MERGE_STDERR: one pipe for both. STDIN: a pipe too. TERMINAL, alone: all three are a terminal.
+    """
+
+    MERGE_STDERR, STDIN, TERMINAL = 1, 2, 4
+
+
 _FACTS = "handle exit_code signal oom_kills user_usec system_usec max_rss_bytes cgroup_usec memory_peak_bytes"
 _FACTS += " pids_refused killed timed_out"
-_START = f"16sI{len(LIMITS.split())}Q", f"tag merge_stderr {LIMITS}", "place argv env"
+_START = f"16sIQ{len(LIMITS.split())}Q", f"tag stdio parent {LIMITS}", "place argv env"
 # Fixed fields (struct's codes, little-endian), their names, and the names of the lists that follow. A list is a
 # u32 count of strings; a string a u32 count, its bytes without NUL, and a NUL. `tag` is opaque to the helper and
-# comes back in ADOPT; `place` is the profile's name and the working directory, both may be empty; `merge_stderr` is
-# 0 or 1; `start_id` is the request id of a START.
+# comes back in ADOPT; `place` is the profile's name and the working directory, both may be empty; `stdio` is of Stdio;
+# `parent` is the handle of a job in whose sandbox the command is to run, or 0; `start_id` is the request id of a START.
 LAYOUT = {
     Type.HELLO: ("", "", ""),
     Type.START: _START,
@@ -61,6 +70,7 @@ LAYOUT = {
     Type.SIGNAL: ("QI", "handle signal", ""),
     Type.KILL: ("Q", "handle", ""),
     Type.RELEASE: ("Q", "handle", ""),
+    Type.CLOSE_STDIN: ("Q", "handle", ""),
     Type.SHUTDOWN: ("", "", ""),
     Type.WELCOME: ("II", "live_jobs max_jobs", "missing_controllers profiles"),
     Type.STARTED: ("QI", "handle uid", ""),

@@ -16,10 +16,11 @@ HELPER = ROOT / "helper"
 PRODUCT = ROOT / "telehandler"
 GENERATED = PRODUCT / "pb"
 MAX_ROOT_LINES, MAX_ROOT_FILE = 1400, 320  # of code in all; of a file, as wc counts
+AS_JOB = "init.py"  # runs as the job's uid, after every privilege is gone
 # Whatever is added here runs as root: small, without a network, a parser of foreign formats or a name service.
 ROOT_IMPORTS = set(
     "capng collections contextlib ctypes enum errno fcntl gc helper os prctl re resource select signal socket stat "
-    "struct sys time tomllib types typing".split()
+    "struct sys termios time tomllib types typing".split()
 )
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *HELPER.glob("*.md")])
 PROTO = "proto/telehandler/v1/telehandler.proto"
@@ -62,7 +63,7 @@ def _code_lines(path: Path) -> int:
 
 
 def test_s30_code_that_runs_as_root_is_short() -> None:
-    counts = {path.name: _code_lines(path) for path in _sources(HELPER)}
+    counts = {path.name: _code_lines(path) for path in _sources(HELPER) if path.name != AS_JOB}
     assert counts
     assert sum(counts.values()) < MAX_ROOT_LINES, counts
     lengths = {path.name: path.read_text().count("\n") for path in _sources(HELPER)}

@@ -39,9 +39,10 @@ class LiveJob(NamedTuple):
     stdout_fd: int
     stderr_fd: int
     cgroup_fd: int
+    stdin_fd: int = -1  # the write end of its pipe, or its terminal; -1: none, or closed
 
     def close(self) -> None:
-        close_all([self.stdout_fd, self.stderr_fd, self.cgroup_fd])
+        close_all([self.stdout_fd, self.stderr_fd, self.cgroup_fd, *([self.stdin_fd] if self.stdin_fd >= 0 else [])])
 
 
 class JobSpec(NamedTuple):
@@ -53,11 +54,12 @@ class JobSpec(NamedTuple):
     argv: list[bytes]
     env: list[bytes]
     limits: dict[str, int]
-    merge_stderr: bool = False
+    stdio: wire.Stdio = wire.Stdio(0)
+    parent: int = 0  # the handle of a job in which this is a further command
 
     def fields(self) -> dict[str, Any]:
         every = {name: self.limits.get(name, 0) for name in wire.LIMITS.split()}
-        every |= {"merge_stderr": int(self.merge_stderr)}
+        every |= {"stdio": self.stdio, "parent": self.parent}
         place = [self.profile.encode(), self.cwd]
         return {"tag": self.tag, "place": place, "argv": self.argv, "env": self.env, **every}
 
@@ -151,6 +153,10 @@ class HelperLink:
     async def kill(self, handle: int) -> None:
         await self._call(Type.KILL, handle=handle)
 
+    async def close_stdin(self, handle: int) -> None:
+        """The helper's own end of it, which keeps it open."""
+        await self._call(Type.CLOSE_STDIN, handle=handle)
+
     async def release(self, handle: int) -> None:
         await self._call(Type.RELEASE, handle=handle)
 
@@ -219,7 +225,7 @@ class HelperLink:
                 return self._dispatch(message, [])
             if not whole or len(fds) != message.fd_count:
                 raise wire.WireError("truncated, or not the fds that the header announces")
-            if len(fds) != (wire.MAX_FDS if message.type in _WITH_FDS else 0):
+            if len(fds) not in ((wire.MAX_FDS - 1, wire.MAX_FDS) if message.type in _WITH_FDS else (0,)):
                 raise wire.WireError("a wrong number of fds")
         except wire.WireError:
             close_all(fds)
@@ -269,4 +275,4 @@ class HelperLink:
 
 def _out_of_fds(message: Message, fds: list[int]) -> bool:
     """Of what came in part, whether it is a start whose fds the kernel found no room for in our table."""
-    return message.type is Type.STARTED and len(fds) < message.fd_count == wire.MAX_FDS
+    return message.type is Type.STARTED and len(fds) < message.fd_count <= wire.MAX_FDS

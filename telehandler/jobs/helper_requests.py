@@ -5,7 +5,7 @@ import time
 import uuid as uuids
 from collections.abc import Callable
 
-from helper.wire import Stage
+from helper.wire import Stage, Stdio
 from telehandler.common import limits
 from telehandler.common.errors import HelperRefused, HelperUnavailable, TelehandlerError
 from telehandler.jobs.helper_link import HelperLink, JobSpec, LiveJob
@@ -28,7 +28,8 @@ class Starter:
         """What the helper is asked for."""
         env = [name + b"=" + value for name, value in (DEFAULT_ENV | request.env).items()]
         place = request.profile, request.cwd or self._cwd
-        return JobSpec(uuid.bytes, *place, request.argv, env, request.limits, request.merge_stderr)
+        stdio = Stdio.MERGE_STDERR if request.merge_stderr else Stdio(0)
+        return JobSpec(uuid.bytes, *place, request.argv, env, request.limits, stdio)
 
     async def start(
         self, link: HelperLink, request: Request, uuid: uuids.UUID, full: Callable[[], bool] = lambda: False

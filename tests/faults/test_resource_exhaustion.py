@@ -118,7 +118,7 @@ def test_r15_a_call_of_the_helper_fails_once(policy: Path, call: str, error: int
     EINTR at every call of a start is test_s34.
     """
     fields = dict.fromkeys(wire.LIMITS.split(), 0) | {
-        "tag": TAG, "merge_stderr": 0, "place": [b"", b"/tmp"], "env": [b"PATH=/bin"], "argv": [b"/bin/true"],
+        "tag": TAG, "stdio": 0, "parent": 0, "place": [b"", b"/tmp"], "env": [b"PATH=/bin"], "argv": [b"/bin/true"],
     }  # fmt: skip
     with Helper(policy) as helper:
         tracer = Tracer(helper)

@@ -17,7 +17,7 @@ SEEDS: dict[str, list[bytes]] = {
         wire.pack(wire.Type.HELLO, 1),
         wire.pack(wire.Type.SIGNAL, 2, handle=1, signal=15),
         wire.pack(
-            wire.Type.START, 3, tag=bytes(16), merge_stderr=0,
+            wire.Type.START, 3, tag=bytes(16), stdio=0, parent=0,
             place=[b"", b"/"], argv=[b"sh", b"-c", b"x"], env=[b"A=1"],
             **dict.fromkeys(wire.LIMITS.split(), 0),
         ),

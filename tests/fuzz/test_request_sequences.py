@@ -27,7 +27,8 @@ _TEXT = st.one_of(
 _START = st.fixed_dictionaries(
     {
         "tag": st.binary(min_size=16, max_size=16),
-        "merge_stderr": st.sampled_from([0] * 10 + [1] * 10 + [2]),
+        "stdio": st.sampled_from([0, 1, 2, 3, 4] * 4 + [5]),
+        "parent": st.sampled_from([0] * 6 + [1, 2]),
         "place": st.sampled_from([[b"", b""]] * 4 + [[b"host", b"/tmp"], [b"none", b""], [b"", b"/no"], [b""]]),
         "argv": st.sampled_from([[b"/bin/true"], [b"/bin/sleep", b"9"]] * 4) | st.lists(_TEXT, max_size=3),
         "env": st.sampled_from([[], [b"A=1"]] * 4) | st.lists(_TEXT, max_size=3),
@@ -41,7 +42,7 @@ _VALID = st.one_of(
     st.tuples(st.just(Type.CHECK), _START),
     st.tuples(st.just(Type.HELLO), st.just({})),
     st.tuples(st.just(Type.SIGNAL), st.fixed_dictionaries({"handle": _HANDLE, "signal": _SIGNAL})),
-    st.tuples(st.sampled_from([Type.KILL, Type.RELEASE]), st.fixed_dictionaries({"handle": _HANDLE})),
+    st.tuples(st.sampled_from([Type.KILL, Type.RELEASE, Type.CLOSE_STDIN]), st.fixed_dictionaries({"handle": _HANDLE})),
     st.tuples(st.just(Type.CANCEL), st.fixed_dictionaries({"start_id": st.integers(0, 9)})),
     st.tuples(st.just(Type.SHUTDOWN), st.just({})),
 )
@@ -72,15 +73,19 @@ def _expected(sent: list[bytes]) -> set[int]:
             return {VIOLATION}
         if message.type in (Type.START, Type.CHECK) and _is_violation(**message.fields):
             return {VIOLATION}
+        if message.type is Type.CHECK and message.fields["parent"]:
+            return {VIOLATION}
+        if message.type is Type.START and message.fields["parent"]:  # it may run, or not
+            return {0, VIOLATION}
         if message.type is Type.RELEASE:  # of a job that has not ended? That depends on how quick it is
             return {0, VIOLATION}
     return {0}
 
 
-def _is_violation(argv: list[bytes], env: list[bytes], place: list[bytes], merge_stderr: int, **_: Any) -> bool:
+def _is_violation(argv: list[bytes], env: list[bytes], place: list[bytes], stdio: int, **_: Any) -> bool:
     names = [entry.partition(b"=")[0] for entry in env]
     named = all(b"=" in entry and not entry.startswith(b"=") for entry in env)
-    return not argv or not argv[0] or not named or len(set(names)) != len(names) or len(place) != 2 or merge_stderr > 1
+    return not argv or not argv[0] or not named or len(set(names)) != len(names) or len(place) != 2 or stdio > 4
 
 
 def _drain(helper: Helper) -> None:

@@ -222,8 +222,8 @@ def test_directories_are_roots_to_enter_and_a_jobs_for_all_to_read(base: cgroup.
     assert base.path == f"{base.root}/telehandler.{os.getpid()}"
     assert stat.S_IMODE(os.stat(base.path).st_mode) == 0o700
     with pytest.raises(FileExistsError):
-        [base.create(7) for _ in range(2)]
-    assert stat.S_IMODE(os.stat(base.job_path(7)).st_mode) == 0o755
+        [cgroup.create(base.job_path(7, 0)) for _ in range(2)]
+    assert stat.S_IMODE(os.stat(base.job_path(7, 0)).st_mode) == 0o755
     other = os.open(base.path, os.O_RDONLY)
     with pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)

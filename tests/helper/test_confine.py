@@ -35,7 +35,7 @@ os.setresuid = dumpable
 said = ""
 try:
     confine.drop_bounding_set()
-    confine.drop_privileges(UID)
+    confine.drop_privileges(UID, os.open("/proc/self/status", os.O_RDONLY))
 except PermissionError as error:
     said = error.strerror
 print(json.dumps([said, prctl.get_dumpable(), prctl.get_pdeathsig(), prctl.get_no_new_privs()]))

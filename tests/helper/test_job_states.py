@@ -152,7 +152,7 @@ def _order(**limits: int) -> Any:
 
 def test_a_job_of_the_table_has_what_it_was_ordered() -> None:
     before = time.monotonic()
-    job = jobs.Job(3, 4, TAG, _order(timeout_ms=7500))
+    job = jobs.Job(3, 4, TAG, _order(timeout_ms=7500), None)
     assert (job.handle, job.request_id, job.tag, job.uid, job.timeout_s) == (3, 4, TAG, 5, 7.5)
     assert before + jobs.START_S <= job.deadline <= time.monotonic() + jobs.START_S
 
@@ -282,7 +282,7 @@ def test_its_end_takes_no_fd_that_it_has_not(policy: Path) -> None:
 def test_a_check_takes_no_uid_and_tells_of_one_pipe(place: Path) -> None:
     with Helper(write_policy(place, "one", policy_text(f"max_jobs = 1\n{own_uids(1)}"))) as helper:
         for merged in (1, 0, 1):
-            verdict, _ = helper.request_start("true", "", kind=Type.CHECK, merge_stderr=merged)
+            verdict, _ = helper.request_start("true", "", kind=Type.CHECK, stdio=merged)
             assert (b"merge_stderr 1" in verdict.fields["rows"]) == bool(merged)
         names = [row.partition(b" ")[0] for row in verdict.fields["rows"]]
         assert len(set(names)) == len(names)
@@ -353,7 +353,7 @@ def test_a_start_that_fails_once_something_was_cloned_is_fatal(
     table = jobs.Jobs(base, uids, Events(), SimpleNamespace())  # type: ignore[arg-type]
     before = process_usage(os.getpid()).fds
     with pytest.raises(OSError if cloned else Refusal) as raised:
-        table.start(jobs.Job(1, 7, TAG, order), order)
+        table.start(jobs.Job(1, 7, TAG, order, None))
     assert raised.value.args[:2] == (("without a number",) if cloned else (Stage.CLONE, errno.EIO))
     assert (given_back, table.table, process_usage(os.getpid()).fds) == ([5], {}, before)
     cgroup.end(base.fd, base.path)

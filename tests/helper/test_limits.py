@@ -18,7 +18,7 @@ from helper.jobs import Job, Jobs
 from helper.link import Events, Link
 from helper.policy import Policy, Refusal, SetupError, limits_of, load, parse
 from helper.uids import Uids
-from helper.wire import Stage
+from helper.wire import Stage, Stdio
 
 MIB = 1 << 20
 NOTHING = dict.fromkeys(wire.LIMITS.split(), 0)
@@ -94,12 +94,12 @@ def test_r7_a_limit_that_the_kernel_does_not_take_starts_nothing(bare_cgroup: Pa
     base, uids, profile = cgroup.Base(str(bare_cgroup)), Uids(policy), policy.profiles["host"]
     rows = [("cgroup.max.depth", "3"), ("cgroup.max.descendants", "some")]
     limits = limits_of(policy, profile, NOTHING)
-    order = spawn.Order([b"true"], ENV, b"/", profile, uids.take(), limits, rows, merge_stderr=False)
+    order = spawn.Order([b"true"], ENV, b"/", profile, uids.take(), limits, rows, Stdio(0))
     with ours, theirs:
         jobs = Jobs(base, uids, Events(), Link(ours))
         try:
             with pytest.raises(Refusal) as raised:
-                jobs.start(Job(1, 7, TAG, order), order)
+                jobs.start(Job(1, 7, TAG, order, None))
         finally:
             cgroup.end(base.fd, base.path)
             for fd in (base.fd, uids.fd):

@@ -30,7 +30,7 @@ def test_one_argument_may_be_as_long_as_exec_takes(policy: Path) -> None:
 def test_all_together_may_be_as_long_as_a_datagram(policy: Path) -> None:
     """On a socket whose buffer nobody has changed: to the last byte."""
     words = [os.fsencode(word) for word in (*PYTHON, "import sys; print(sum(map(len, sys.argv)))")]
-    fields = dict.fromkeys(wire.LIMITS.split(), 0) | {"merge_stderr": 0}
+    fields = dict.fromkeys(wire.LIMITS.split(), 0) | {"stdio": 0, "parent": 0}
     rest = wire.pack(Type.START, 7, tag=TAG, place=[b"", b""], env=[], argv=[*words, b"", b"y" * 100_000], **fields)
     spare = wire.MAX_MESSAGE - len(rest)
     with Helper(policy) as helper:

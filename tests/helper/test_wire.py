@@ -73,7 +73,9 @@ def test_truncated_or_longer_is_refused(message: tuple[Type, int, dict[str, Any]
 
 def _start(**changes: Any) -> dict[str, Any]:
     fields: dict[str, Any] = dict.fromkeys(wire.LIMITS.split(), 0)
-    return fields | {"tag": bytes(16), "merge_stderr": 0, "place": [b"", b""], "argv": [b"x"], "env": []} | changes
+    return (
+        fields | {"tag": bytes(16), "stdio": 0, "parent": 0, "place": [b"", b""], "argv": [b"x"], "env": []} | changes
+    )
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ os._exit(0)
 
 def _request(kind: Type, argv: list[bytes]) -> bytes:
     fields: dict[str, Any] = dict.fromkeys(wire.LIMITS.split(), 0)
-    fields |= {"tag": TAG, "merge_stderr": 0, "place": [b"", b""], "env": [], "argv": argv}
+    fields |= {"tag": TAG, "stdio": 0, "parent": 0, "place": [b"", b""], "env": [], "argv": argv}
     return wire.pack(kind, 1, **fields)
 
 

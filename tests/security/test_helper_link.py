@@ -65,7 +65,7 @@ def _is_lost(link: HelperLink) -> None:
 
 
 @pytest.mark.parametrize(
-    ("announced", "passed"), [(3, 0), (3, 1), (3, 2), (3, 4), (3, 7), (0, 0), (0, 3), (2, 2), (4, 4), (255, 3)]
+    ("announced", "passed"), [(3, 0), (3, 1), (3, 2), (3, 4), (3, 7), (0, 0), (0, 3), (2, 2), (4, 3), (5, 5), (255, 3)]
 )
 def test_s3_a_wrong_count_of_fds_closes_all_and_ends_the_link(announced: int, passed: int) -> None:
     async def test(link: HelperLink, theirs: socket.socket) -> None:
@@ -94,14 +94,18 @@ def test_s3_fds_with_a_message_that_has_none_are_closed(datagram: bytes) -> None
     _with_peer(test)
 
 
-def test_s3_three_fds_are_received_and_close_on_exec() -> None:
+@pytest.mark.parametrize("count", [3, 4])
+def test_s3_three_fds_are_received_and_close_on_exec(count: int) -> None:
+    """A fourth is stdin's, where it was asked for."""
+
     async def test(link: HelperLink, theirs: socket.socket) -> None:
         task = _start(link)
-        _answer(theirs, _started(await _next_request_id(theirs), 3), 3)
+        _answer(theirs, _started(await _next_request_id(theirs), count), count)
         job = await task
-        fds = [job.stdout_fd, job.stderr_fd, job.cgroup_fd]
-        assert len(set(fds)) == 3
-        assert fds_of_same_file(_PASSED) == 4
+        fds = [job.stdout_fd, job.stderr_fd, job.cgroup_fd, job.stdin_fd][:count]
+        assert len(set(fds)) == count
+        assert (job.stdin_fd < 0) == (count == 3)
+        assert fds_of_same_file(_PASSED) == count + 1
         assert all(fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC for fd in fds)
         for fd in fds:
             os.close(fd)

@@ -47,13 +47,13 @@ def test_s31_signal_handlers_have_no_logic() -> None:
 
 
 def test_s31_the_helper_signals_by_pidfd_and_cgroup_alone() -> None:
-    """Only the job's init uses pids: in its own pid namespace, where they can mean nothing else."""
-    tree = SOURCES["spawn.py"]
-    init = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_init")
+    """Only the job's init uses a pid, of the child that it has yet to reap: it can mean nothing else."""
+    tree = SOURCES["init.py"]
+    init = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_serve")
     for name in ("kill", "killpg"):
         for file, node in _calls(name):
             by_cgroup = ast.unparse(node.func) in ("cgroup.kill", "kill") and file in ("jobs.py", "cgroup.py")
-            assert by_cgroup or (file == "spawn.py" and init.lineno <= node.lineno <= (init.end_lineno or 0))
+            assert by_cgroup or (file == "init.py" and init.lineno <= node.lineno <= (init.end_lineno or 0))
     uses = {
         ast.unparse(node) for tree in SOURCES.values() for node in ast.walk(tree) if isinstance(node, ast.Attribute)
     }
@@ -99,19 +99,17 @@ def _flags(path: Path) -> int:
 
 
 def test_s35_every_fork_is_of_a_function_that_never_returns() -> None:
-    """`_child` ends in os._exit whatever happens in it; `_exec` and `_init`, which it calls, are inside its try."""
-    tree = SOURCES["spawn.py"]
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    assert [file for file, _ in _calls("fork")] == ["spawn.py"]
+    """`_child` and the init's `_run` end in os._exit whatever happens in them."""
+    assert [file for file, _ in _calls("fork")] == ["init.py"]
     assert [file for file, _ in _calls("clone3")] == ["spawn.py"]
-    guard = functions["_child"].body[-1]
-    assert isinstance(guard, ast.Try)
-    assert [ast.unparse(line) for line in guard.finalbody] == ["os._exit(125)"]
-    assert guard.handlers[0].type is not None
-    assert ast.unparse(guard.handlers[0].type) == "BaseException"
-    inside = ast.unparse(ast.Module(guard.body, []))
-    assert "os.fork()" in inside
-    assert inside.rstrip().endswith("_init(main)")
+    for file, name, last in (("spawn.py", "_child", "init.begin("), ("init.py", "_run", "_serve(main)")):
+        functions = {node.name: node for node in SOURCES[file].body if isinstance(node, ast.FunctionDef)}
+        guard = functions[name].body[-1]
+        assert isinstance(guard, ast.Try)
+        assert [ast.unparse(line) for line in guard.finalbody] == ["os._exit(125)"]
+        assert guard.handlers[0].type is not None
+        assert ast.unparse(guard.handlers[0].type) == "BaseException"
+        assert last in ast.unparse(guard.body[-1])
 
 
 def test_s35_a_killed_init_leaves_no_second_helper(busy: tuple[Helper, Job]) -> None:

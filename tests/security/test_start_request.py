@@ -105,7 +105,15 @@ def test_s20_what_exec_must_not_get_ends_the_helper(policy: Path, name: str, wha
         "sum": [b"N%d=" % number + b"x" * 30_000 for number in range(7)],
     }[what]
     start: dict[str, Any] = dict.fromkeys(wire.LIMITS.split(), 0)
-    start |= {"tag": TAG, "merge_stderr": 0, "place": [b"", b""], "argv": [b"true"], "env": ENV, name: [b"put here"]}
+    start |= {
+        "tag": TAG,
+        "stdio": 0,
+        "parent": 0,
+        "place": [b"", b""],
+        "argv": [b"true"],
+        "env": ENV,
+        name: [b"put here"],
+    }
     mark = COUNT.pack(1) + COUNT.pack(8) + b"put here\0"
     packed = b"".join(COUNT.pack(len(text)) + text + b"\0" for text in strings).replace(b"?", b"\0")
     datagram = wire.pack(Type.START, 1, **start).replace(mark, COUNT.pack(len(strings)) + packed)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from helper import wire
-from helper.wire import Message, Type
+from helper.wire import Message, Stdio, Type
 from support.cgroups import cgroup_root
 from support.checkout import ROOT
 from support.helper_startup import ISOLATED_PYTHON, helper_command
@@ -47,9 +47,10 @@ class Job(NamedTuple):
     stdout: int
     stderr: int
     cgroup: int
+    stdin: int = -1
 
     def close(self) -> None:
-        for fd in self[2:]:
+        for fd in self[2:5] if self.stdin < 0 else self[2:]:
             os.close(fd)
 
 
@@ -125,14 +126,14 @@ class Helper:
     def send_start(self, *argv: str | bytes, kind: Type = Type.START, **changes: Any) -> None:
         """A START or CHECK, with 7 as its request id."""
         fields: dict[str, Any] = dict.fromkeys(wire.LIMITS.split(), 0)
-        fields |= {"tag": TAG, "merge_stderr": 0, "place": [b"", b""], "env": ENV}
+        fields |= {"tag": TAG, "stdio": 0, "parent": 0, "place": [b"", b""], "env": ENV}
         fields |= {"argv": [os.fsencode(word) for word in argv]}
         self.send(kind, 7, **{**fields, **changes})
 
     def start(self, *argv: str | bytes, **changes: Any) -> Job:
         message, fds = self.request_start(*argv, **changes)
         assert message.type is Type.STARTED, message
-        assert len(fds) == message.fd_count == 3
+        assert len(fds) == message.fd_count == (4 if changes.get("stdio", 0) & ~Stdio.MERGE_STDERR else 3)
         return Job(message.fields["handle"], message.fields["uid"], *fds)
 
     def start_error(self, *argv: str | bytes, **changes: Any) -> tuple[wire.Stage, int, str]:
@@ -171,7 +172,11 @@ class Helper:
 
     def host_pids(self, job: Job) -> list[int]:
         """A live job's processes as the host numbers them: its init first."""
-        return [int(pid) for pid in (self.cgroup / f"job-{job.handle}" / "cgroup.procs").read_text().split()]
+        return self.pids_in(f"job-{job.handle}")
+
+    def pids_in(self, cgroup: str) -> list[int]:
+        """The processes of a cgroup below the helper's, as the host numbers them."""
+        return [int(pid) for pid in (self.cgroup / cgroup / "cgroup.procs").read_text().split()]
 
 
 def read_both(*fds: int) -> list[bytes]:
