@@ -17,11 +17,12 @@ TOKEN_LETTERS = len(base64.urlsafe_b64encode(bytes(_TOKEN.size)))
 
 
 class Query(NamedTuple):
-    """`owner` None: everybody. No `states`: all. An empty `prefix` of UUIDs: all."""
+    """`owner` None: everybody. No `states`: all. An empty `prefix` of UUIDs: all. `exec_in`: see Records.page."""
 
     owner: str | None
     states: frozenset[State]
     prefix: str = ""
+    exec_in: str = ""
 
 
 def pack(query: Query, cursor: Cursor) -> str:
@@ -44,5 +45,5 @@ def unpack(query: Query, token: str) -> Cursor:
 
 
 def _check(query: Query, start_ns: int, uuid: bytes) -> bytes:
-    asked = repr((query.owner, sorted(query.states), query.prefix, start_ns, uuid))
+    asked = repr((query.owner, sorted(query.states), query.prefix, query.exec_in, start_ns, uuid))
     return hashlib.sha256(asked.encode()).digest()[:8]

@@ -15,6 +15,7 @@ from telehandler.common import capacity
 from telehandler.common.errors import Exhausted, HelperRefused, RequestReused, ServerEnding, TelehandlerError
 from telehandler.common.states import Reason, State
 from telehandler.jobs.job import Job
+from telehandler.jobs.records import name_of
 from telehandler.pb import telehandler_pb2 as pb
 
 _CODES = {
@@ -94,6 +95,7 @@ def status(job: Job) -> pb.JobStatus:
         memory_peak_bytes=record.memory_peak_bytes,
         stdout_sha256=bytes.fromhex(record.stdout_sha256),
         stderr_sha256=bytes.fromhex(record.stderr_sha256),
+        exec_in_job=name_of(record.owner, record.exec_in) if record.exec_in else "",
         dropped_bytes=job.log.floor if job.log else record.dropped_bytes,
     )
     if job.log:

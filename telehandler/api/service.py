@@ -23,6 +23,7 @@ from telehandler.common.turns import Threads, Turns
 from telehandler.jobs import manager as core
 from telehandler.jobs.job import Job
 from telehandler.jobs.manager import Jobs
+from telehandler.jobs.records import name_of
 from telehandler.output import watch
 from telehandler.output.chunks import Chunks
 from telehandler.pb import telehandler_pb2 as pb
@@ -78,6 +79,8 @@ class Service:
             raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "a job's parent must be its caller")
         wanted = validation.start_request(request, owner)
         wanted = wanted._replace(merge_stderr=wanted.merge_stderr or merge_stderr)
+        if request.exec_in_job:
+            wanted = wanted._replace(exec_in=self._parent(request.exec_in_job, caller))
         if request.validate_only:
             rows = await self._jobs.check(wanted)
             return pb.JobResponse(sandbox=rows, unenforced_limits=limits.without_file(rows))
@@ -103,7 +106,9 @@ class Service:
 
     async def list_jobs(self, request: pb.ListJobsRequest, caller: Caller, context: Context) -> pb.ListJobsResponse:
         prefix = validation.uuid_prefix(request.uuid_prefix)
-        query = pagination.Query(validation.owner(request.parent, caller), validation.states(request.states), prefix)
+        exec_in = self._find(request.exec_in_job, caller).record.uuid if request.exec_in_job else ""
+        owner, states = validation.owner(request.parent, caller), validation.states(request.states)
+        query = pagination.Query(owner, states, prefix, exec_in)
         if request.page_size < 0:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the page size must not be negative")
         size = min(request.page_size or pagination.DEFAULT_PAGE_SIZE, pagination.MAX_PAGE_SIZE)
@@ -115,7 +120,7 @@ class Service:
         await self._lists.take(caller.name)
         began_s = time.monotonic()
         try:
-            jobs, more = self._jobs.list_jobs(query.owner, query.states, query.prefix, after, size)
+            jobs, more = self._jobs.list_jobs(query.owner, query.states, query.prefix, query.exec_in, after, size)
             token = pagination.pack(query, jobs[-1].record.cursor) if more else ""
             return pb.ListJobsResponse(jobs=[responses.status(job) for job in jobs], next_page_token=token)
         finally:
@@ -173,6 +178,16 @@ class Service:
             return caller_of(certificates[0], self._admins)
         except AuthError as error:
             raise Refusal(grpc.StatusCode.UNAUTHENTICATED, str(error)) from None
+
+    def _parent(self, name: str, caller: Caller) -> str:
+        """The UUID of a job of the caller's in which a command may run. Raises Refusal."""
+        job = self._find(name, caller)
+        if job.record.owner != caller.name:
+            raise Refusal(grpc.StatusCode.PERMISSION_DENIED, "a command runs in a job of its caller's alone")
+        if job.record.exec_in:
+            text = "that is itself a command in a job: name the job, " + name_of(caller.name, job.record.exec_in)
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, text)
+        return job.record.uuid
 
     def _find(self, name: str, caller: Caller) -> Job:
         """The caller's job, or anybody's for an admin; someone else's and none at all look the same."""

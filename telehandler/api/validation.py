@@ -52,6 +52,9 @@ def start_request(request: pb.StartJobRequest, owner: str) -> Request:
     if max(lengths) > MAX_STRING or len(argv) > MAX_COUNT or len(DEFAULT_ENV | env) > MAX_COUNT:
         raise HelperRefused(Stage.REQUEST, errno.E2BIG, bounds.COMMAND_TOO_LONG)
     limits = {name: getattr(request.limits, name) for name in LIMITS.split()}
+    if request.exec_in_job and (any(limits.values()) or request.profile or request.validate_only):
+        text = "a command in a job has the job's limits and profile: it takes none, and is not checked beforehand"
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text)
     if request.log_policy not in pb.LogPolicy.values():
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"log policies are: {', '.join(pb.LogPolicy.keys())}")
     cap = Cap(request.log_max_bytes, request.log_policy == pb.LOG_POLICY_DROP_OLDEST)

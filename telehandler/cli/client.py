@@ -4,7 +4,9 @@ import click
 
 from telehandler.cli import LazyGroup
 
+_VERBS = "run exec watch stop status ls wait rm benchmark help"
 
-@click.group(cls=LazyGroup, modules={name: name for name in "run watch stop status ls wait rm benchmark help".split()})
+
+@click.group(cls=LazyGroup, modules={name: name for name in _VERBS.split()})
 def command() -> None:
     """Ask a server: run, watch, stop, list and remove jobs."""

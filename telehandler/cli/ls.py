@@ -26,6 +26,7 @@ _STATES = [state.name.lower() for state in State]
 @options.connection
 @click.option("-a", "--all", "everybody", is_flag=True, help="Everybody's jobs; for admins.")
 @click.option("--state", "states", multiple=True, type=click.Choice(_STATES), help="Only these; may be given again.")
+@click.option("--in", "exec_in", metavar="JOB", help="The commands that `exec` has run in JOB.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="How many at most.")
 @click.option("-q", "--quiet", is_flag=True, help="Print names alone.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print them.")
@@ -35,6 +36,7 @@ def command(
     /,
     everybody: bool,
     states: tuple[str, ...],
+    exec_in: str | None,
     limit: int,
     quiet: bool,
     output: str,
@@ -43,10 +45,12 @@ def command(
     """List your jobs, the newest first."""
     if quiet and output != "text":
         raise click.UsageError("-q goes without -o", context)
-    client = job_names.connect(options.settings(given))
+    settings = options.settings(given)
+    client = job_names.connect(settings)
+    within = job_names.find(exec_in, settings, client) if exec_in else ""
     names = [f"JOB_STATE_{name.upper()}" for name in states]
     # One more than is shown tells whether there are more.
-    listed = client.list_jobs(_EVERYBODY if everybody else "", names, limit + 1)
+    listed = client.list_jobs(_EVERYBODY if everybody else "", names, limit + 1, exec_in=within)
     jobs = list(itertools.islice(listed, limit))
     more = next(listed, None) is not None
     if output == "json":

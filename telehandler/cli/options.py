@@ -11,6 +11,12 @@ from telehandler.common.errors import TelehandlerError
 Function = Callable[..., Any]
 # Flags after the command belong to the job, also without `--`.
 JOB_COMMAND = {"allow_interspersed_args": False}
+_VARIABLES = (
+    click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="A variable for the job."),
+    click.option("--env-file", multiple=True, metavar="FILE", help="Variables, one a line."),
+    click.option("-w", "--workdir", metavar="DIR", help="The job's directory."),
+    click.option("--merge-stderr", is_flag=True, help="One pipe for stdout and stderr, printed as stdout."),
+)
 
 
 def _connection_option(short: str, name: str, text: str) -> Callable[[Function], Function]:
@@ -43,13 +49,18 @@ def settings(given: dict[str, Any]) -> dict[str, str]:
     return resolve({name: given.pop(name) for name in DEFAULTS})
 
 
+def variables(function: Function) -> Function:
+    """Options about a command in a sandbox that is there."""
+    for option in reversed(_VARIABLES):
+        function = option(function)
+    return function
+
+
 def sandbox(function: Function) -> Function:
     """Options of run and local about the job."""
     for option in reversed(
         (
-            click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="A variable for the job."),
-            click.option("--env-file", multiple=True, metavar="FILE", help="Variables, one a line."),
-            click.option("-w", "--workdir", metavar="DIR", help="The job's directory."),
+            *_VARIABLES,
             click.option("--cpus", type=float, help="Cores, such as 1.5."),
             click.option("-m", "--memory", metavar="SIZE", help="Memory, such as 512m; who needs more is ended."),
             click.option("--memory-reservation", metavar="SIZE", help="Memory above which the job is slowed down."),
@@ -65,7 +76,6 @@ def sandbox(function: Function) -> Function:
             ),
             click.option("--timeout", metavar="TIME", help="Wall clock, such as 90s or 2h; then it is stopped."),
             click.option("--profile", metavar="NAME", default="", help="A profile of the root policy."),
-            click.option("--merge-stderr", is_flag=True, help="One pipe for stdout and stderr, printed as stdout."),
             click.option("--dry-run", is_flag=True, help="Start nothing; print what the job would get."),
             click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND [ARG]..."),
         )

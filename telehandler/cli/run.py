@@ -40,7 +40,6 @@ def command(
     variables = parse.environment(given["env"], given["env_file"])
     jidfile.check(settings["jidfile"])
     client = job_names.connect(settings)  # the handshake goes on while more is imported
-    from telehandler.cli.forwarding import Forwarding
     from telehandler.pb import telehandler_pb2 as pb
 
     message = pb.StartJobRequest(
@@ -56,10 +55,21 @@ def command(
     if given["dry_run"]:
         terminal.show_check(given["command"], client.check(message))
         return
+    context.exit(start(client, message, detach, lambda name: jidfile.write(settings["jidfile"], name)))
+
+
+def start(
+    client: "Client", message: "pb.StartJobRequest", detach: bool, started: "Callable[[str], None] | None" = None
+) -> int:
+    """Starts what `message` says and prints its output to its end: its exit code. `started` is called with its name."""
+    from telehandler.cli.forwarding import Forwarding
+    from telehandler.pb import telehandler_pb2 as pb
+
     signals = Forwarding(client)
     name = client.start(message, terminal.note)
     signals.to(name)
-    jidfile.write(settings["jidfile"], name)
+    if started:
+        started(name)
     try:
         if detach:
             print(name, flush=True)
@@ -71,7 +81,7 @@ def command(
         terminal.note(f"the job runs on: {terminal.come_back(name)}")
         raise
     signals.settle()
-    context.exit(code)
+    return code
 
 
 def watch(

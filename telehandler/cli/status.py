@@ -60,4 +60,5 @@ def fields(status: "pb.JobStatus") -> dict[str, Any]:
         "job_uid": status.job_uid,
         "cpu_usec": status.cpu_usec,
         "memory_peak_bytes": status.memory_peak_bytes,
+        "exec_in": status.exec_in_job or None,
     }

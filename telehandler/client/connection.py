@@ -129,11 +129,12 @@ class Client:
         self._call("SignalJob", pb.SignalJobRequest(name=name, signal=signal), bytes)
 
     def list_jobs(
-        self, parent: str, states: Collection[str], limit: int | None, prefix: str = ""
+        self, parent: str, states: Collection[str], limit: int | None, prefix: str = "", exec_in: str = ""
     ) -> Iterator["pb.JobStatus"]:
         """At most `limit` jobs, the newest first, page by page; None: all.
 
         An empty `parent`: the caller's own. `states` are names of JobState; none: all. `prefix`: of UUIDs.
+        `exec_in`: the commands in this job, instead of all others.
         """
         from telehandler.pb import telehandler_pb2 as pb
 
@@ -141,7 +142,12 @@ class Client:
         for _ in range(answers.MAX_PAGES):
             size = min(limit or PAGE_SIZE, PAGE_SIZE)
             request = pb.ListJobsRequest(
-                parent=parent, page_size=size, page_token=token, states=states, uuid_prefix=prefix
+                parent=parent,
+                page_size=size,
+                page_token=token,
+                states=states,
+                uuid_prefix=prefix,
+                exec_in_job=exec_in,
             )
             answer: pb.ListJobsResponse = self._call("ListJobs", request, pb.ListJobsResponse.FromString)
             yield from map(answers.status, answer.jobs)

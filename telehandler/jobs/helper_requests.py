@@ -24,22 +24,27 @@ class Starter:
         self._over_rate = asyncio.Lock()
         self._unenforced: dict[tuple[HelperLink, str], list[str]] = {}  # of the helper and profile used last
 
-    def spec(self, request: Request, uuid: uuids.UUID) -> JobSpec:
-        """What the helper is asked for."""
+    def spec(self, request: Request, uuid: uuids.UUID, parent: int = 0) -> JobSpec:
+        """What the helper is asked for. `parent`: the handle of the job in which the command is to run."""
         env = [name + b"=" + value for name, value in (DEFAULT_ENV | request.env).items()]
         place = request.profile, request.cwd or self._cwd
         stdio = Stdio.MERGE_STDERR if request.merge_stderr else Stdio(0)
-        return JobSpec(uuid.bytes, *place, request.argv, env, request.limits, stdio)
+        return JobSpec(uuid.bytes, *place, request.argv, env, request.limits, stdio, parent)
 
     async def start(
-        self, link: HelperLink, request: Request, uuid: uuids.UUID, full: Callable[[], bool] = lambda: False
+        self,
+        link: HelperLink,
+        request: Request,
+        uuid: uuids.UUID,
+        full: Callable[[], bool] = lambda: False,
+        parent: int = 0,
     ) -> LiveJob:
         """Starts it in / where the default directory is hidden from jobs. `full`: whether waiting is no use.
 
         A start over the policy's rate waits for a while: users take turns there too, or the one who asks most often
         would have it all. Raises HelperRefused, without the command's name: see explained; HelperUnavailable.
         """
-        spec = self.spec(request, uuid)
+        spec = self.spec(request, uuid, parent)
         patience = time.monotonic() + _RATE_PATIENCE_S
         while True:
             try:

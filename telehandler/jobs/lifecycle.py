@@ -62,6 +62,10 @@ class Lifecycle:
         pump = job.pump = Pump(log, live.stdout_fd, live.stderr_fd, on_stuck, REST_S)
         self.spawn(self._follow(job, log, pump, link))
 
+    def commands_in(self, job: Job) -> list[Job]:
+        """Those that run in a job."""
+        return [other for other in self.running.values() if other.record.exec_in == job.record.uuid]
+
     async def stop(self, job: Job, number: int, grace_s: float) -> None:
         """`number`, a grace, then SIGKILL to the whole tree; returns once the job has ended."""
         if job.ended.is_set():

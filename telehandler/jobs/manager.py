@@ -84,10 +84,16 @@ class Jobs:
         return len(self._lifecycle.running)
 
     def list_jobs(
-        self, owner: str | None, states: Collection[State], prefix: str, after: Cursor | None, count: int
+        self,
+        owner: str | None,
+        states: Collection[State],
+        prefix: str,
+        exec_in: str,
+        after: Cursor | None,
+        count: int,
     ) -> tuple[list[Job], bool]:
         """One page, the newest first, and whether there are more: see Records.page."""
-        records, more = self._records.page(owner, states, after, count, prefix)
+        records, more = self._records.page(owner, states, after, count, prefix, exec_in)
         return [self._lifecycle.running.get(record.uuid) or ended_job(record) for record in records], more
 
     async def stop(self, job: Job, number: int, grace_s: float) -> None:
@@ -99,7 +105,9 @@ class Jobs:
         await self._lifecycle.signal(job, number)
 
     async def delete(self, job: Job) -> None:
-        """Removes a job that has ended, with its output."""
+        """Removes a job that has ended, and the commands that ran in it, with their output."""
+        for command in self._lifecycle.commands_in(job):
+            await command.ended.wait()  # they end with it
         await self._retention.remove([job.record.uuid], job.record.owner)
 
     def open_log(self, job: Job) -> JobLog:

@@ -48,6 +48,10 @@ _MIGRATIONS = (
         ) STRICT""",
         "CREATE TRIGGER started AFTER INSERT ON job BEGIN DELETE FROM start WHERE uuid = NEW.uuid; END",
     ),
+    (
+        "ALTER TABLE job ADD COLUMN exec_in TEXT NOT NULL DEFAULT ''",
+        "CREATE INDEX job_by_exec_in ON job (exec_in, start_ns, uuid) WHERE exec_in <> ''",
+    ),
 )
 SCHEMA_VERSION = len(_MIGRATIONS)
 MAX_PAGE_BYTES = 1 << 20  # of records in one page, whatever their number: a command may be long
@@ -68,6 +72,11 @@ class Keep(NamedTuple):
     age_ms: int = 0
     jobs: int = 0
     output_bytes: int = 0
+
+
+def name_of(owner: str, uuid: str) -> str:
+    """A job's name."""
+    return f"users/{owner}/jobs/{uuid}"
 
 
 @dataclass
@@ -93,11 +102,12 @@ class Record:
     dropped_bytes: int = 0  # at the beginning, no longer kept
     request_id: str = ""  # of StartJob; empty: none
     request_sha256: str = ""  # hex, of the request that had this id
+    exec_in: str = ""  # the UUID of the job, of the same owner, in which it is a further command
     extra: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        return f"users/{self.owner}/jobs/{self.uuid}"
+        return name_of(self.owner, self.uuid)
 
     @property
     def cursor(self) -> Cursor:
@@ -165,8 +175,8 @@ class Records:
 
     def save(self, record: Record) -> None:
         self._database.execute(
-            "INSERT INTO job (uuid, owner, state, record, start_ns, end_ns, output_bytes, request_id) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+            "INSERT INTO job (uuid, owner, state, record, start_ns, end_ns, output_bytes, request_id, exec_in) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (uuid) DO UPDATE SET state = excluded.state, record = excluded.record, "
             "start_ns = excluded.start_ns, end_ns = excluded.end_ns, output_bytes = excluded.output_bytes",
             (
@@ -178,6 +188,7 @@ class Records:
                 record.end_ns,
                 record.output_bytes,
                 record.request_id,
+                record.exec_in,
             ),
         )
 
@@ -214,12 +225,18 @@ class Records:
         return [_load(text) for (text,) in self._database.execute(f"SELECT record FROM job WHERE {_RUNNING}")]
 
     def page(
-        self, owner: str | None, states: Collection[State], after: Cursor | None, count: int, prefix: str = ""
+        self,
+        owner: str | None,
+        states: Collection[State],
+        after: Cursor | None,
+        count: int,
+        prefix: str = "",
+        exec_in: str = "",
     ) -> tuple[list[Record], bool]:
         """At most `count` records, the newest first, from behind `after`; and whether there are more.
 
-        `owner` None: everybody's. No `states`: all. `prefix`: of UUIDs, in lower case. A page of long commands has
-        fewer: see MAX_PAGE_BYTES.
+        `owner` None: everybody's. No `states`: all. `prefix`: of UUIDs, in lower case. `exec_in`: the commands in this
+        job; empty: all others, or with a prefix all. A page of long commands has fewer: see MAX_PAGE_BYTES.
         """
         where: list[str] = []
         values: list[str | int] = []
@@ -232,6 +249,9 @@ class Records:
         if prefix:
             where.append("uuid >= ? AND uuid < ?")
             values += prefix, prefix + "g"  # behind every hexadecimal digit
+        if exec_in or not prefix:
+            where.append("exec_in = ?")
+            values.append(exec_in)
         if after:
             where.append("(start_ns, uuid) < (?, ?)")
             values += after
@@ -245,6 +265,11 @@ class Records:
                 return found, True
             found.append(_load(text))
         return found, False
+
+    def ended_in(self, uuid: str) -> list[str]:
+        """UUIDs of the commands that were run in a job and have ended."""
+        query = f"SELECT uuid FROM job WHERE exec_in = ? AND exec_in <> '' AND {_ENDED}"
+        return [found for (found,) in self._database.execute(query, (uuid,))]
 
     def surplus(self, keep: Keep, now_ns: int) -> list[str]:
         """UUIDs of the ended jobs that are over a bound, those that ended first first.

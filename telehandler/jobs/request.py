@@ -27,3 +27,4 @@ class Request(NamedTuple):
     request_id: str = ""  # starts of one owner with one id are one job's; empty: each is its own
     request_sha256: str = ""  # hex, tells requests with one id apart
     merge_stderr: bool = False  # one pipe for both, read as stdout
+    exec_in: str = ""  # the UUID of the job in which this is a further command; empty: a job of its own

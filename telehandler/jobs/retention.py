@@ -32,7 +32,7 @@ class Retention:
     async def remove(self, uuids: Iterable[str], user: str = "") -> None:
         """Ended jobs, for `user`; none: for the server itself. Raises OSError and sqlite3.Error."""
         removed = []
-        for uuid in uuids:
+        for uuid in [name for job in uuids for name in (*self._records.ended_in(job), job)]:
             path = self._directory / uuid
             try:
                 removed.append(path.rename(path.with_name(uuid + _REMOVED)))

@@ -1,6 +1,7 @@
 """Starts: one job for one request id, and nothing left of a start that fails."""
 
 import asyncio
+import errno
 import shutil
 import sqlite3
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from helper.wire import Stage
 from telehandler.common import bounds, capacity
 from telehandler.common.errors import Exhausted, HelperRefused, HelperUnavailable, RequestReused, ServerEnding
 from telehandler.common.turns import Turns
@@ -102,14 +104,17 @@ class Starts:
     async def _start(self, request: Request, link: HelperLink) -> Job:
         record = _new_record(request)
         log, live = None, None
+
+        def full() -> bool:
+            return len(self._lifecycle.running) >= link.max_jobs
+
         try:
+            parent = self._parent(request)
             capacity.check(self._directory.parent, len(self._tasks) - 1)
             log = new_log(self._directory, record)  # before it runs: what cannot be kept is not started
             if record.request_id and not self._records.begin(record):
                 raise HelperUnavailable("the helper has not answered a start of this request id: it is not known yet")
-            live = await self._starter.start(
-                link, request, uuids.UUID(record.uuid), lambda: len(self._lifecycle.running) >= link.max_jobs
-            )
+            live = await self._starter.start(link, request, uuids.UUID(record.uuid), full, parent)
             record.job_uid, record.start_ns = live.uid, time.time_ns()
             self._records.save(record)
         except Exception as error:
@@ -118,6 +123,15 @@ class Starts:
         job = Job(record, log)
         self._lifecycle.follow(job, log, live, link)
         return job
+
+    def _parent(self, request: Request) -> int:
+        """The handle of the job that the command is to run in, or 0. Raises HelperRefused, as the helper would."""
+        if not request.exec_in:
+            return 0
+        job = self._lifecycle.running.get(request.exec_in)
+        if not job or job.exited.done():
+            raise HelperRefused(Stage.NO_SUCH_JOB, errno.ESRCH, "the job has ended: no command can be run in it")
+        return job.handle
 
     async def _undo(
         self, record: Record, log: JobLog | None, live: LiveJob | None, link: HelperLink, error: Exception
@@ -142,6 +156,7 @@ def _new_record(request: Request) -> Record:
     """Of a job that is about to start."""
     record = Record(str(uuids.uuid4()), request.owner, request.argv, start_ns=time.time_ns())
     record.request_id, record.request_sha256 = request.request_id, request.request_sha256
+    record.exec_in = request.exec_in
     if request.log_cap.max_bytes:
         policy = "drop" if request.log_cap.drop_oldest else "kill" if request.log_kill else "block"
         record.extra |= {"log_max_bytes": str(request.log_cap.max_bytes), "log_policy": policy}

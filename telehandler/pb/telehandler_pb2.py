@@ -27,7 +27,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n telehandler/pb/telehandler.proto\x12\x0etelehandler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x02\n\x06Limits\x12\x12\n\ncpu_millis\x18\x01 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\x12\x19\n\x11memory_high_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04pids\x18\x04 \x01(\x04\x12\x10\n\x08read_bps\x18\x05 \x01(\x04\x12\x11\n\twrite_bps\x18\x06 \x01(\x04\x12\x11\n\tread_iops\x18\x07 \x01(\x04\x12\x12\n\nwrite_iops\x18\x08 \x01(\x04\x12\x12\n\nfile_bytes\x18\t \x01(\x04\x12\x12\n\nopen_files\x18\n \x01(\x04\x12\x12\n\ntimeout_ms\x18\x0b \x01(\x04\x12\x11\n\ttmp_bytes\x18\x0c \x01(\x04\x12\x11\n\tshm_bytes\x18\r \x01(\x04\"\x8c\x03\n\x0fStartJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x03 \x03(\t\x12\x0c\n\x04\x61rgv\x18\x10 \x03(\x0c\x12\x35\n\x03\x65nv\x18\x11 \x03(\x0b\x32(.telehandler.v1.StartJobRequest.EnvEntry\x12\x19\n\x11working_directory\x18\x12 \x01(\t\x12&\n\x06limits\x18\x13 \x01(\x0b\x32\x16.telehandler.v1.Limits\x12\x0f\n\x07profile\x18\x14 \x01(\t\x12\x15\n\rvalidate_only\x18\x15 \x01(\x08\x12\x15\n\rlog_max_bytes\x18\x16 \x01(\x04\x12-\n\nlog_policy\x18\x17 \x01(\x0e\x32\x19.telehandler.v1.LogPolicy\x12\x12\n\nrequest_id\x18\x18 \x01(\t\x12\x14\n\x0cmerge_stderr\x18\x19 \x01(\x08\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"}\n\x0bJobResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.telehandler.v1.JobState\x12\x0f\n\x07sandbox\x18\x10 \x03(\x0c\x12\x19\n\x11unenforced_limits\x18\x11 \x03(\t\"X\n\x0eStopJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x10 \x01(\x05\x12(\n\x05grace\x18\x11 \x01(\x0b\x32\x19.google.protobuf.Duration\"1\n\x13GetJobStatusRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04wait\x18\x10 \x01(\x08\"\x87\x01\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12(\n\x06states\x18\x10 \x03(\x0e\x32\x18.telehandler.v1.JobState\x12\x13\n\x0buuid_prefix\x18\x11 \x01(\t\"T\n\x10ListJobsResponse\x12\'\n\x04jobs\x18\x01 \x03(\x0b\x32\x19.telehandler.v1.JobStatus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"/\n\x10\x44\x65leteJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x10 \x01(\x08\"0\n\x10SignalJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x02 \x01(\x05\"\xba\x03\n\tJobStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.telehandler.v1.JobState\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\texit_code\x18\x05 \x01(\x05\x12\r\n\x05owner\x18\x10 \x01(\t\x12\x0c\n\x04\x61rgv\x18\x11 \x03(\x0c\x12)\n\x06reason\x18\x12 \x01(\x0e\x32\x19.telehandler.v1.JobReason\x12\x0e\n\x06signal\x18\x13 \x01(\x05\x12\x14\n\x0cstdout_bytes\x18\x14 \x01(\x04\x12\x14\n\x0cstderr_bytes\x18\x15 \x01(\x04\x12\x0f\n\x07job_uid\x18\x16 \x01(\r\x12\x10\n\x08\x63pu_usec\x18\x17 \x01(\x04\x12\x19\n\x11memory_peak_bytes\x18\x18 \x01(\x04\x12\x15\n\rstdout_sha256\x18\x19 \x01(\x0c\x12\x15\n\rstderr_sha256\x18\x1a \x01(\x0c\x12\x15\n\rdropped_bytes\x18\x1b \x01(\x04\"\x9e\x02\n\x15WatchJobOutputRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x10 \x01(\x04\x12\x11\n\tno_follow\x18\x11 \x01(\x08\x12\x17\n\ntail_lines\x18\x12 \x01(\x04H\x00\x88\x01\x01\x12)\n\x05since\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x06stream\x18\x15 \x01(\x0e\x32\x1c.telehandler.v1.OutputStream\x12\x13\n\x0b\x61\x63\x63\x65pt_zstd\x18\x16 \x01(\x08\x12\x13\n\x0b\x65xact_times\x18\x17 \x01(\x08\x42\r\n\x0b_tail_lines\"\xb2\x01\n\tJobOutput\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12,\n\x06stream\x18\x10 \x01(\x0e\x32\x1c.telehandler.v1.OutputStream\x12\x0e\n\x06offset\x18\x11 \x01(\x04\x12(\n\x04time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04zstd\x18\x13 \x01(\x0c\x12\x0e\n\x06length\x18\x14 \x01(\r\x12\x11\n\tgap_bytes\x18\x15 \x01(\x04*\x82\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_RUNNING\x10\x01\x12\x14\n\x10JOB_STATE_FAILED\x10\x02\x12\x17\n\x13JOB_STATE_COMPLETED\x10\x03\x12\x15\n\x11JOB_STATE_STOPPED\x10\x04*\xe1\x01\n\tJobReason\x12\x1a\n\x16JOB_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_REASON_EXITED\x10\x01\x12\x17\n\x13JOB_REASON_SIGNALED\x10\x02\x12\x12\n\x0eJOB_REASON_OOM\x10\x03\x12\x16\n\x12JOB_REASON_STOPPED\x10\x04\x12\x13\n\x0fJOB_REASON_LOST\x10\x05\x12\x16\n\x12JOB_REASON_TIMEOUT\x10\x06\x12\x13\n\x0fJOB_REASON_PIDS\x10\x07\x12\x1a\n\x16JOB_REASON_OUTPUT_LOST\x10\x08*n\n\tLogPolicy\x12\x1a\n\x16LOG_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10LOG_POLICY_BLOCK\x10\x01\x12\x1a\n\x16LOG_POLICY_DROP_OLDEST\x10\x02\x12\x13\n\x0fLOG_POLICY_KILL\x10\x03*a\n\x0cOutputStream\x12\x1d\n\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n\x14OUTPUT_STREAM_STDERR\x10\x02\x32\xa4\x04\n\x12TelehandlerService\x12H\n\x08StartJob\x12\x1f.telehandler.v1.StartJobRequest\x1a\x1b.telehandler.v1.JobResponse\x12\x41\n\x07StopJob\x12\x1e.telehandler.v1.StopJobRequest\x1a\x16.google.protobuf.Empty\x12M\n\x08ListJobs\x12\x1f.telehandler.v1.ListJobsRequest\x1a .telehandler.v1.ListJobsResponse\x12\x45\n\tDeleteJob\x12 .telehandler.v1.DeleteJobRequest\x1a\x16.google.protobuf.Empty\x12N\n\x0cGetJobStatus\x12#.telehandler.v1.GetJobStatusRequest\x1a\x19.telehandler.v1.JobStatus\x12T\n\x0eWatchJobOutput\x12%.telehandler.v1.WatchJobOutputRequest\x1a\x19.telehandler.v1.JobOutput0\x01\x12\x45\n\tSignalJob\x12 .telehandler.v1.SignalJobRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n telehandler/pb/telehandler.proto\x12\x0etelehandler.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x89\x02\n\x06Limits\x12\x12\n\ncpu_millis\x18\x01 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\x12\x19\n\x11memory_high_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04pids\x18\x04 \x01(\x04\x12\x10\n\x08read_bps\x18\x05 \x01(\x04\x12\x11\n\twrite_bps\x18\x06 \x01(\x04\x12\x11\n\tread_iops\x18\x07 \x01(\x04\x12\x12\n\nwrite_iops\x18\x08 \x01(\x04\x12\x12\n\nfile_bytes\x18\t \x01(\x04\x12\x12\n\nopen_files\x18\n \x01(\x04\x12\x12\n\ntimeout_ms\x18\x0b \x01(\x04\x12\x11\n\ttmp_bytes\x18\x0c \x01(\x04\x12\x11\n\tshm_bytes\x18\r \x01(\x04\"\xa1\x03\n\x0fStartJobRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x03 \x03(\t\x12\x0c\n\x04\x61rgv\x18\x10 \x03(\x0c\x12\x35\n\x03\x65nv\x18\x11 \x03(\x0b\x32(.telehandler.v1.StartJobRequest.EnvEntry\x12\x19\n\x11working_directory\x18\x12 \x01(\t\x12&\n\x06limits\x18\x13 \x01(\x0b\x32\x16.telehandler.v1.Limits\x12\x0f\n\x07profile\x18\x14 \x01(\t\x12\x15\n\rvalidate_only\x18\x15 \x01(\x08\x12\x15\n\rlog_max_bytes\x18\x16 \x01(\x04\x12-\n\nlog_policy\x18\x17 \x01(\x0e\x32\x19.telehandler.v1.LogPolicy\x12\x12\n\nrequest_id\x18\x18 \x01(\t\x12\x14\n\x0cmerge_stderr\x18\x19 \x01(\x08\x12\x13\n\x0b\x65xec_in_job\x18\x1e \x01(\t\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"}\n\x0bJobResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.telehandler.v1.JobState\x12\x0f\n\x07sandbox\x18\x10 \x03(\x0c\x12\x19\n\x11unenforced_limits\x18\x11 \x03(\t\"X\n\x0eStopJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x10 \x01(\x05\x12(\n\x05grace\x18\x11 \x01(\x0b\x32\x19.google.protobuf.Duration\"1\n\x13GetJobStatusRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04wait\x18\x10 \x01(\x08\"\x9c\x01\n\x0fListJobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12(\n\x06states\x18\x10 \x03(\x0e\x32\x18.telehandler.v1.JobState\x12\x13\n\x0buuid_prefix\x18\x11 \x01(\t\x12\x13\n\x0b\x65xec_in_job\x18\x1e \x01(\t\"T\n\x10ListJobsResponse\x12\'\n\x04jobs\x18\x01 \x03(\x0b\x32\x19.telehandler.v1.JobStatus\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"/\n\x10\x44\x65leteJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x10 \x01(\x08\"0\n\x10SignalJobRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06signal\x18\x02 \x01(\x05\"\xcf\x03\n\tJobStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.telehandler.v1.JobState\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\texit_code\x18\x05 \x01(\x05\x12\r\n\x05owner\x18\x10 \x01(\t\x12\x0c\n\x04\x61rgv\x18\x11 \x03(\x0c\x12)\n\x06reason\x18\x12 \x01(\x0e\x32\x19.telehandler.v1.JobReason\x12\x0e\n\x06signal\x18\x13 \x01(\x05\x12\x14\n\x0cstdout_bytes\x18\x14 \x01(\x04\x12\x14\n\x0cstderr_bytes\x18\x15 \x01(\x04\x12\x0f\n\x07job_uid\x18\x16 \x01(\r\x12\x10\n\x08\x63pu_usec\x18\x17 \x01(\x04\x12\x19\n\x11memory_peak_bytes\x18\x18 \x01(\x04\x12\x15\n\rstdout_sha256\x18\x19 \x01(\x0c\x12\x15\n\rstderr_sha256\x18\x1a \x01(\x0c\x12\x15\n\rdropped_bytes\x18\x1b \x01(\x04\x12\x13\n\x0b\x65xec_in_job\x18\x1e \x01(\t\"\x9e\x02\n\x15WatchJobOutputRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x10 \x01(\x04\x12\x11\n\tno_follow\x18\x11 \x01(\x08\x12\x17\n\ntail_lines\x18\x12 \x01(\x04H\x00\x88\x01\x01\x12)\n\x05since\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x06stream\x18\x15 \x01(\x0e\x32\x1c.telehandler.v1.OutputStream\x12\x13\n\x0b\x61\x63\x63\x65pt_zstd\x18\x16 \x01(\x08\x12\x13\n\x0b\x65xact_times\x18\x17 \x01(\x08\x42\r\n\x0b_tail_lines\"\xb2\x01\n\tJobOutput\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12,\n\x06stream\x18\x10 \x01(\x0e\x32\x1c.telehandler.v1.OutputStream\x12\x0e\n\x06offset\x18\x11 \x01(\x04\x12(\n\x04time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04zstd\x18\x13 \x01(\x0c\x12\x0e\n\x06length\x18\x14 \x01(\r\x12\x11\n\tgap_bytes\x18\x15 \x01(\x04*\x82\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATE_RUNNING\x10\x01\x12\x14\n\x10JOB_STATE_FAILED\x10\x02\x12\x17\n\x13JOB_STATE_COMPLETED\x10\x03\x12\x15\n\x11JOB_STATE_STOPPED\x10\x04*\xe1\x01\n\tJobReason\x12\x1a\n\x16JOB_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_REASON_EXITED\x10\x01\x12\x17\n\x13JOB_REASON_SIGNALED\x10\x02\x12\x12\n\x0eJOB_REASON_OOM\x10\x03\x12\x16\n\x12JOB_REASON_STOPPED\x10\x04\x12\x13\n\x0fJOB_REASON_LOST\x10\x05\x12\x16\n\x12JOB_REASON_TIMEOUT\x10\x06\x12\x13\n\x0fJOB_REASON_PIDS\x10\x07\x12\x1a\n\x16JOB_REASON_OUTPUT_LOST\x10\x08*n\n\tLogPolicy\x12\x1a\n\x16LOG_POLICY_UNSPECIFIED\x10\x00\x12\x14\n\x10LOG_POLICY_BLOCK\x10\x01\x12\x1a\n\x16LOG_POLICY_DROP_OLDEST\x10\x02\x12\x13\n\x0fLOG_POLICY_KILL\x10\x03*a\n\x0cOutputStream\x12\x1d\n\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n\x14OUTPUT_STREAM_STDERR\x10\x02\x32\xa4\x04\n\x12TelehandlerService\x12H\n\x08StartJob\x12\x1f.telehandler.v1.StartJobRequest\x1a\x1b.telehandler.v1.JobResponse\x12\x41\n\x07StopJob\x12\x1e.telehandler.v1.StopJobRequest\x1a\x16.google.protobuf.Empty\x12M\n\x08ListJobs\x12\x1f.telehandler.v1.ListJobsRequest\x1a .telehandler.v1.ListJobsResponse\x12\x45\n\tDeleteJob\x12 .telehandler.v1.DeleteJobRequest\x1a\x16.google.protobuf.Empty\x12N\n\x0cGetJobStatus\x12#.telehandler.v1.GetJobStatusRequest\x1a\x19.telehandler.v1.JobStatus\x12T\n\x0eWatchJobOutput\x12%.telehandler.v1.WatchJobOutputRequest\x1a\x19.telehandler.v1.JobOutput0\x01\x12\x45\n\tSignalJob\x12 .telehandler.v1.SignalJobRequest\x1a\x16.google.protobuf.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,40 +36,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STARTJOBREQUEST_ENVENTRY']._loaded_options = None
   _globals['_STARTJOBREQUEST_ENVENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATE']._serialized_start=2320
-  _globals['_JOBSTATE']._serialized_end=2450
-  _globals['_JOBREASON']._serialized_start=2453
-  _globals['_JOBREASON']._serialized_end=2678
-  _globals['_LOGPOLICY']._serialized_start=2680
-  _globals['_LOGPOLICY']._serialized_end=2790
-  _globals['_OUTPUTSTREAM']._serialized_start=2792
-  _globals['_OUTPUTSTREAM']._serialized_end=2889
+  _globals['_JOBSTATE']._serialized_start=2383
+  _globals['_JOBSTATE']._serialized_end=2513
+  _globals['_JOBREASON']._serialized_start=2516
+  _globals['_JOBREASON']._serialized_end=2741
+  _globals['_LOGPOLICY']._serialized_start=2743
+  _globals['_LOGPOLICY']._serialized_end=2853
+  _globals['_OUTPUTSTREAM']._serialized_start=2855
+  _globals['_OUTPUTSTREAM']._serialized_end=2952
   _globals['_LIMITS']._serialized_start=147
   _globals['_LIMITS']._serialized_end=412
   _globals['_STARTJOBREQUEST']._serialized_start=415
-  _globals['_STARTJOBREQUEST']._serialized_end=811
-  _globals['_STARTJOBREQUEST_ENVENTRY']._serialized_start=769
-  _globals['_STARTJOBREQUEST_ENVENTRY']._serialized_end=811
-  _globals['_JOBRESPONSE']._serialized_start=813
-  _globals['_JOBRESPONSE']._serialized_end=938
-  _globals['_STOPJOBREQUEST']._serialized_start=940
-  _globals['_STOPJOBREQUEST']._serialized_end=1028
-  _globals['_GETJOBSTATUSREQUEST']._serialized_start=1030
-  _globals['_GETJOBSTATUSREQUEST']._serialized_end=1079
-  _globals['_LISTJOBSREQUEST']._serialized_start=1082
-  _globals['_LISTJOBSREQUEST']._serialized_end=1217
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1219
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1303
-  _globals['_DELETEJOBREQUEST']._serialized_start=1305
-  _globals['_DELETEJOBREQUEST']._serialized_end=1352
-  _globals['_SIGNALJOBREQUEST']._serialized_start=1354
-  _globals['_SIGNALJOBREQUEST']._serialized_end=1402
-  _globals['_JOBSTATUS']._serialized_start=1405
-  _globals['_JOBSTATUS']._serialized_end=1847
-  _globals['_WATCHJOBOUTPUTREQUEST']._serialized_start=1850
-  _globals['_WATCHJOBOUTPUTREQUEST']._serialized_end=2136
-  _globals['_JOBOUTPUT']._serialized_start=2139
-  _globals['_JOBOUTPUT']._serialized_end=2317
-  _globals['_TELEHANDLERSERVICE']._serialized_start=2892
-  _globals['_TELEHANDLERSERVICE']._serialized_end=3440
+  _globals['_STARTJOBREQUEST']._serialized_end=832
+  _globals['_STARTJOBREQUEST_ENVENTRY']._serialized_start=790
+  _globals['_STARTJOBREQUEST_ENVENTRY']._serialized_end=832
+  _globals['_JOBRESPONSE']._serialized_start=834
+  _globals['_JOBRESPONSE']._serialized_end=959
+  _globals['_STOPJOBREQUEST']._serialized_start=961
+  _globals['_STOPJOBREQUEST']._serialized_end=1049
+  _globals['_GETJOBSTATUSREQUEST']._serialized_start=1051
+  _globals['_GETJOBSTATUSREQUEST']._serialized_end=1100
+  _globals['_LISTJOBSREQUEST']._serialized_start=1103
+  _globals['_LISTJOBSREQUEST']._serialized_end=1259
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1261
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1345
+  _globals['_DELETEJOBREQUEST']._serialized_start=1347
+  _globals['_DELETEJOBREQUEST']._serialized_end=1394
+  _globals['_SIGNALJOBREQUEST']._serialized_start=1396
+  _globals['_SIGNALJOBREQUEST']._serialized_end=1444
+  _globals['_JOBSTATUS']._serialized_start=1447
+  _globals['_JOBSTATUS']._serialized_end=1910
+  _globals['_WATCHJOBOUTPUTREQUEST']._serialized_start=1913
+  _globals['_WATCHJOBOUTPUTREQUEST']._serialized_end=2199
+  _globals['_JOBOUTPUT']._serialized_start=2202
+  _globals['_JOBOUTPUT']._serialized_end=2380
+  _globals['_TELEHANDLERSERVICE']._serialized_start=2955
+  _globals['_TELEHANDLERSERVICE']._serialized_end=3503
 # @@protoc_insertion_point(module_scope)

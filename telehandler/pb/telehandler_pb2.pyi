@@ -97,7 +97,7 @@ class Limits(_message.Message):
     def __init__(self, cpu_millis: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_high_bytes: _Optional[int] = ..., pids: _Optional[int] = ..., read_bps: _Optional[int] = ..., write_bps: _Optional[int] = ..., read_iops: _Optional[int] = ..., write_iops: _Optional[int] = ..., file_bytes: _Optional[int] = ..., open_files: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., tmp_bytes: _Optional[int] = ..., shm_bytes: _Optional[int] = ...) -> None: ...
 
 class StartJobRequest(_message.Message):
-    __slots__ = ("parent", "command", "args", "argv", "env", "working_directory", "limits", "profile", "validate_only", "log_max_bytes", "log_policy", "request_id", "merge_stderr")
+    __slots__ = ("parent", "command", "args", "argv", "env", "working_directory", "limits", "profile", "validate_only", "log_max_bytes", "log_policy", "request_id", "merge_stderr", "exec_in_job")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +118,7 @@ class StartJobRequest(_message.Message):
     LOG_POLICY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MERGE_STDERR_FIELD_NUMBER: _ClassVar[int]
+    EXEC_IN_JOB_FIELD_NUMBER: _ClassVar[int]
     parent: str
     command: str
     args: _containers.RepeatedScalarFieldContainer[str]
@@ -131,7 +132,8 @@ class StartJobRequest(_message.Message):
     log_policy: LogPolicy
     request_id: str
     merge_stderr: bool
-    def __init__(self, parent: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., argv: _Optional[_Iterable[bytes]] = ..., env: _Optional[_Mapping[str, bytes]] = ..., working_directory: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., profile: _Optional[str] = ..., validate_only: _Optional[bool] = ..., log_max_bytes: _Optional[int] = ..., log_policy: _Optional[_Union[LogPolicy, str]] = ..., request_id: _Optional[str] = ..., merge_stderr: _Optional[bool] = ...) -> None: ...
+    exec_in_job: str
+    def __init__(self, parent: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., argv: _Optional[_Iterable[bytes]] = ..., env: _Optional[_Mapping[str, bytes]] = ..., working_directory: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., profile: _Optional[str] = ..., validate_only: _Optional[bool] = ..., log_max_bytes: _Optional[int] = ..., log_policy: _Optional[_Union[LogPolicy, str]] = ..., request_id: _Optional[str] = ..., merge_stderr: _Optional[bool] = ..., exec_in_job: _Optional[str] = ...) -> None: ...
 
 class JobResponse(_message.Message):
     __slots__ = ("name", "uid", "state", "sandbox", "unenforced_limits")
@@ -166,18 +168,20 @@ class GetJobStatusRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., wait: _Optional[bool] = ...) -> None: ...
 
 class ListJobsRequest(_message.Message):
-    __slots__ = ("parent", "page_size", "page_token", "states", "uuid_prefix")
+    __slots__ = ("parent", "page_size", "page_token", "states", "uuid_prefix", "exec_in_job")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     STATES_FIELD_NUMBER: _ClassVar[int]
     UUID_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    EXEC_IN_JOB_FIELD_NUMBER: _ClassVar[int]
     parent: str
     page_size: int
     page_token: str
     states: _containers.RepeatedScalarFieldContainer[JobState]
     uuid_prefix: str
-    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., states: _Optional[_Iterable[_Union[JobState, str]]] = ..., uuid_prefix: _Optional[str] = ...) -> None: ...
+    exec_in_job: str
+    def __init__(self, parent: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., states: _Optional[_Iterable[_Union[JobState, str]]] = ..., uuid_prefix: _Optional[str] = ..., exec_in_job: _Optional[str] = ...) -> None: ...
 
 class ListJobsResponse(_message.Message):
     __slots__ = ("jobs", "next_page_token")
@@ -204,7 +208,7 @@ class SignalJobRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., signal: _Optional[int] = ...) -> None: ...
 
 class JobStatus(_message.Message):
-    __slots__ = ("name", "state", "start_time", "end_time", "exit_code", "owner", "argv", "reason", "signal", "stdout_bytes", "stderr_bytes", "job_uid", "cpu_usec", "memory_peak_bytes", "stdout_sha256", "stderr_sha256", "dropped_bytes")
+    __slots__ = ("name", "state", "start_time", "end_time", "exit_code", "owner", "argv", "reason", "signal", "stdout_bytes", "stderr_bytes", "job_uid", "cpu_usec", "memory_peak_bytes", "stdout_sha256", "stderr_sha256", "dropped_bytes", "exec_in_job")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -222,6 +226,7 @@ class JobStatus(_message.Message):
     STDOUT_SHA256_FIELD_NUMBER: _ClassVar[int]
     STDERR_SHA256_FIELD_NUMBER: _ClassVar[int]
     DROPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXEC_IN_JOB_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: JobState
     start_time: _timestamp_pb2.Timestamp
@@ -239,7 +244,8 @@ class JobStatus(_message.Message):
     stdout_sha256: bytes
     stderr_sha256: bytes
     dropped_bytes: int
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit_code: _Optional[int] = ..., owner: _Optional[str] = ..., argv: _Optional[_Iterable[bytes]] = ..., reason: _Optional[_Union[JobReason, str]] = ..., signal: _Optional[int] = ..., stdout_bytes: _Optional[int] = ..., stderr_bytes: _Optional[int] = ..., job_uid: _Optional[int] = ..., cpu_usec: _Optional[int] = ..., memory_peak_bytes: _Optional[int] = ..., stdout_sha256: _Optional[bytes] = ..., stderr_sha256: _Optional[bytes] = ..., dropped_bytes: _Optional[int] = ...) -> None: ...
+    exec_in_job: str
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit_code: _Optional[int] = ..., owner: _Optional[str] = ..., argv: _Optional[_Iterable[bytes]] = ..., reason: _Optional[_Union[JobReason, str]] = ..., signal: _Optional[int] = ..., stdout_bytes: _Optional[int] = ..., stderr_bytes: _Optional[int] = ..., job_uid: _Optional[int] = ..., cpu_usec: _Optional[int] = ..., memory_peak_bytes: _Optional[int] = ..., stdout_sha256: _Optional[bytes] = ..., stderr_sha256: _Optional[bytes] = ..., dropped_bytes: _Optional[int] = ..., exec_in_job: _Optional[str] = ...) -> None: ...
 
 class WatchJobOutputRequest(_message.Message):
     __slots__ = ("name", "offset", "no_follow", "tail_lines", "since", "until", "stream", "accept_zstd", "exact_times")

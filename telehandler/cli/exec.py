@@ -1,0 +1,39 @@
+"""`telehandler client exec`: run a further command in a job that runs."""
+
+import os
+from typing import Any
+
+import click
+
+from telehandler.cli import job_names, options, parse, run
+
+
+@click.command(context_settings=options.JOB_COMMAND)
+@options.connection
+@click.option("-d", "--detach", is_flag=True, help="Print the command's name and leave it running.")
+@options.variables
+@click.argument("job")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND [ARG]...")
+@click.pass_context
+def command(context: click.Context, /, detach: bool, job: str, command: tuple[str, ...], **given: Any) -> None:
+    """Run COMMAND in JOB, which runs, and print its output.
+
+    It is in the job's sandbox and within its limits, and sees the job's files and processes. It has a name, an output
+    and an exit code of its own, for `watch`, `status` and `stop`; it ends with the job. Ctrl-C is passed to it, the
+    second one kills it; Ctrl-\\ detaches.
+    """
+    settings = options.settings(given)
+    command = command[1:] if command[:1] == ("--",) else command  # behind JOB it is a word like any other
+    options.check_command(command, context)
+    variables = parse.environment(given["env"], given["env_file"])
+    client = job_names.connect(settings)
+    from telehandler.pb import telehandler_pb2 as pb
+
+    message = pb.StartJobRequest(
+        exec_in_job=job_names.find(job, settings, client),
+        argv=[os.fsencode(argument) for argument in command],
+        env={parse.utf8(name, "the name of a variable"): value for name, value in variables.items()},
+        working_directory=parse.utf8(os.fsencode(given["workdir"] or ""), "--workdir"),
+        merge_stderr=given["merge_stderr"],
+    )
+    context.exit(run.start(client, message, detach))
