@@ -41,9 +41,8 @@ class Instruction(NamedTuple):
 
     def line(self) -> str:
         """A line of the listing; struct.error when a jump is too far."""
-        fields = zip("HBBI", (self.code, self.if_true, self.if_false, self.value), strict=True)
-        digits = " ".join(struct.pack(f">{size}", field).hex() for size, field in fields)
-        return f"{digits}  # {self.comment}\n"
+        digits = struct.pack(">HBBI", self.code, self.if_true, self.if_false, self.value).hex()
+        return f"{digits[:4]} {digits[4:6]} {digits[6:8]} {digits[8:]}  # {self.comment}\n"
 
 
 Program = list[Instruction]
