@@ -60,6 +60,11 @@ certs: build  ## ssl/: root, server, client, bubba and admin pairs; keeps what i
 proto: build  ## telehandler/pb/ from proto/
 	$(PYTHON) -m grpc_tools.protoc -Itelehandler/pb=$(dir $(PROTO)) --python_out=. --pyi_out=. $(PROTO)
 
+.PHONY: seccomp
+seccomp: build  ## helper/seccomp.bpf from helper/seccomp.toml
+	$(PYTHON) contrib/seccomp_filter.py >helper/seccomp.bpf.new
+	mv helper/seccomp.bpf.new helper/seccomp.bpf
+
 .PHONY: run
 run: build certs  ## set up, start a server, run a job, stop another, say what happened
 	contrib/apt-packages.sh procps
@@ -137,7 +142,7 @@ lint: build  ## ruff, mypy --strict, and the contracts of imports between folder
 .PHONY: install-helper
 install-helper: $(INIT)  ## the helper and a policy, root's own, for use through sudo
 	$(SUDO) install -d -m 755 $(LIBDIR) $(LIBDIR)/helper $(CONFDIR)
-	$(SUDO) install -m 644 helper/*.py helper/*.toml $(LIBDIR)/helper
+	$(SUDO) install -m 644 helper/*.py helper/*.toml helper/*.bpf $(LIBDIR)/helper
 	$(SUDO) rm -f $(LIBDIR)/helper/init
 	test ! -e helper/init || $(SUDO) install -m 755 helper/init $(LIBDIR)/helper
 	$(SUDO) install -m 644 contrib/policy-no-limits.toml $(LIBDIR)

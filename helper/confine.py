@@ -20,10 +20,23 @@ from contextlib import suppress
 import capng
 import prctl
 
-from helper import cgroup, seccomp, syscalls
+from helper import cgroup, syscalls
 from helper.policy import data
 
-FILTER = seccomp.program()
+_MAX_INSTRUCTIONS = 4096  # the kernel's bound, BPF_MAXINSNS
+
+
+def assemble(lines: list[str]) -> bytes:
+    """The BPF program of a listing; ValueError or struct.error when a line is neither an instruction nor a comment."""
+    code = [bytes.fromhex(line.partition("#")[0]) for line in lines if not line.startswith("#")]
+    if not 0 < len(code) <= _MAX_INSTRUCTIONS:
+        raise ValueError(f"a filter of {len(code)} instructions")
+    return b"".join(struct.pack("<HBBI", *struct.unpack(">HBBI", one)) for one in code)
+
+
+# As code is, it is read before `trusted_code` has checked it. Where its jumps lead the kernel checks, at each start.
+with open(os.path.join(os.path.dirname(__file__), "seccomp.bpf"), encoding="ascii") as _file:
+    FILTER = assemble(_file.readlines())
 with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as _file:
     LAST_CAPABILITY = int(_file.read())  # may be more than prctl and capng know by name
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1

@@ -107,6 +107,12 @@ def test_generated_code_is_what_the_proto_says(tmp_path: Path) -> None:
     assert checked_in == generated, "run `make proto`"
 
 
+def test_the_seccomp_listing_is_what_the_table_says() -> None:
+    command = [sys.executable, "contrib/seccomp_filter.py"]
+    generated = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert (HELPER / "seccomp.bpf").read_text() == generated, "run `make seccomp`"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_in_documents_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):

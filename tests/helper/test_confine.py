@@ -3,14 +3,20 @@
 import json
 import resource
 import signal
+import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.checkout import ROOT
+from support.helper_copy import helper_copy
+from support.helper_startup import helper_command, startup_outcome
 
+from helper import confine
 from helper import syscalls as sc
 
 pytestmark = pytest.mark.usefixtures("as_root")
@@ -68,6 +74,50 @@ def test_s23_after_the_drop_the_memory_is_closed_and_the_helpers_end_is_the_init
 )
 def test_s17_what_is_not_as_wanted_is_said_and_ends_the_start(without: str, said: str) -> None:
     assert _child(DROP % without)[0].endswith(said)
+
+
+GOOD = "0006 00 00 7fff0000  # allowed\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "\n",
+        "0006 00 00 7fff000  # a digit is missing\n",
+        "0006 00 7fff0000  # a jump is missing\n",
+        "0006 00 00 00 7fff0000  # one jump too many\n",
+        "00006 00 00 7fff0000  # one digit too many\n",
+        "0006 00 00 0x7fff0000  # another notation\n",
+        "0006 00 00 -7fff000  # a sign\n",
+        "0006 00 00 7fff0000  a comment without its mark\n",
+        "0006 00 00 7fff0000 0006 00 00 7fff0000  # two of them\n",
+        "0006 00 00 7fff\n",
+        "comment\n",
+    ],
+)
+def test_s18_a_line_that_is_no_instruction_is_an_error(line: str) -> None:
+    assert confine.assemble(["# a comment\n", GOOD]) == bytes.fromhex("060000000000ff7f")
+    with pytest.raises((ValueError, struct.error)):
+        confine.assemble([GOOD, line, GOOD])
+
+
+def test_s18_a_filter_has_as_many_instructions_as_the_kernel_takes() -> None:
+    assert len(confine.assemble([GOOD] * 4096)) == 8 * 4096
+    for lines in ([], ["# a comment\n"], [GOOD] * 4097):
+        with pytest.raises(ValueError, match="instructions"):
+            confine.assemble(lines)
+
+
+@pytest.mark.parametrize(("name", "spoil"), [("short", "head -c -30"), ("empty", ":"), ("not text", "tr 0 '\\377'")])
+def test_s18_without_a_good_listing_no_helper_starts(policy: Path, place: Path, name: str, spoil: str) -> None:
+    code = helper_copy(place, name)
+    assert startup_outcome(*helper_command(code, policy)) == (0, "")
+    subprocess.run(f"{spoil} <{ROOT}/helper/seccomp.bpf >'{code}/helper/seccomp.bpf'", shell=True, check=True)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        done = subprocess.run(helper_command(code, policy), stdin=theirs.fileno(), stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert b"helper/confine.py" in done.stderr
 
 
 def test_s46_limits_that_cannot_be_raised_are_told() -> None:

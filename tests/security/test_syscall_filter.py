@@ -3,19 +3,21 @@
 import errno
 import struct
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from seccomp_filter import listing
 from support.checkout import ROOT
 from support.helper_driver import Helper
 
-from helper import seccomp
+from helper.confine import FILTER, assemble
 
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 X86_64, I386 = 0xC000003E, 0x40000003
-PROGRAM = list(struct.iter_unpack("<HBBI", seccomp.program()))
-TABLE = seccomp.TABLE
+PROGRAM = list(struct.iter_unpack("<HBBI", FILTER))
+TABLE = tomllib.loads((ROOT / "helper" / "seccomp.toml").read_text())
 # What must be in the table, whatever else is.
 DANGEROUS = (
     "ptrace process_vm_readv process_vm_writev kcmp pidfd_getfd process_madvise mount umount2 pivot_root chroot "
@@ -86,21 +88,38 @@ def test_s47_a_number_that_the_table_does_not_know_fails_with_enosys() -> None:
     assert verdict(39, arch=I386) == verdict(39, arch=0) == KILL
 
 
+def _said(code: str, *arguments: str) -> str:
+    """What a program says that may not gain privileges, so that it can have a filter."""
+    begin = "import ctypes, sys\nsys.path.insert(0, sys.argv[1])\nfrom helper import syscalls\n"
+    begin += "libc = ctypes.CDLL(None, use_errno=True)\nlibc.prctl(38, 1, 0, 0, 0)\n"
+    command = ["/usr/bin/python3", "-I", "-S", "-c", begin + code, str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def test_s47_a_call_that_this_kernel_has_is_gone_when_the_table_does_not_know_it() -> None:
     """The kernel's own word: faccessat2, 439, on a table that ends before it."""
     code = """
-import ctypes, sys
-sys.path.insert(0, sys.argv[1])
-from helper import seccomp, syscalls
-seccomp.TABLE["known"][1][1] = int(sys.argv[2])
-libc = ctypes.CDLL(None, use_errno=True)
-libc.prctl(38, 1, 0, 0, 0)
-syscalls.set_seccomp_filter(seccomp.program())
+syscalls.set_seccomp_filter(bytes.fromhex(sys.argv[2]))
 print(libc.syscall(439, -100, b"/", 0, 0), ctypes.get_errno(), libc.syscall(39) > 0)
 """
     for last, wanted in ((438, f"-1 {errno.ENOSYS} True"), (439, "0 0 True")):
-        command = ["/usr/bin/python3", "-I", "-S", "-c", code, str(ROOT), str(last)]
-        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == wanted
+        table = TABLE | {"known": [[0, 334], [424, last]]}
+        assert _said(code, assemble(listing(table)).hex()) == wanted
+
+
+def test_s18_no_beginning_of_the_filter_is_one() -> None:
+    """A listing that was cut short ends each start: its jumps lead nowhere, so the kernel takes none of it."""
+    code = """
+filter_ = bytes.fromhex(sys.argv[2])
+for size in range(0, len(filter_), 8):
+    try:
+        syscalls.set_seccomp_filter(filter_[:size])
+        print("taken:", size // 8)
+    except OSError as error:
+        assert error.errno == 22, error
+syscalls.set_seccomp_filter(filter_)
+"""
+    assert _said(code, FILTER.hex()) == ""
 
 
 ALLOWED_SOCKETS = {

@@ -44,7 +44,7 @@ def _owned(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [_others, _group, _owned], ids=["others", "group", "owner"])
-@pytest.mark.parametrize("name", [".", "helper", "helper/spawn.py", "helper/policy.toml", "helper/seccomp.toml"])
+@pytest.mark.parametrize("name", [".", "helper", "helper/spawn.py", "helper/policy.toml", "helper/seccomp.bpf"])
 def test_s11_code_that_is_not_roots_alone_does_not_start(
     code: Path, policy: Path, name: str, spoil: Callable[[Path], None]
 ) -> None:
