@@ -92,7 +92,7 @@ def _child(order: Order, fds: list[int]) -> NoReturn:
         report_fd = _STATUS_FD
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)  # only now is the job's cgroup its root
         stage = Stage.MOUNT
-        view.change_root(order.profile, order.limits)
+        view.change_root(order.profile, order.limits, order.uid)
         os.closerange(len(fds), os.sysconf("SC_OPEN_MAX"))
         stage = Stage.NETWORK
         socket.sethostname(view.HOSTNAME)
@@ -170,6 +170,6 @@ def _init(main: int) -> NoReturn:
         pid = -1
         while pid:
             pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == main:
+            if pid == main and not os.WIFSTOPPED(status):  # of who let its init trace it: ptrace(2)
                 os.write(_RESULT_FD, RESULT.pack(status))
                 os._exit(0)
