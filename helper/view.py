@@ -37,7 +37,7 @@ job:x:{uid}:{uid}::/home/job:/bin/sh
 _GROUPS = "root:x:0:\nnogroup:x:65534:\njob:x:{uid}:\n"
 
 # mount(2)'s arguments for mounts that every job gets beside /proc, in order, after its root has become `/`. Our own
-# device nodes are the only ones that can be opened: everything else is nodev. Of cgroups, its namespace shows the job's.
+# device nodes are the only ones that can be opened: all else is nodev. Of cgroups a job sees its own: its namespace's.
 MOUNTS: tuple[tuple[str, str, str | None, int, str | None], ...] = (
     ("/tmp/sys", "/sys", None, sc.MS_BIND, None),  # of _put_names, read-only as it is
     ("cgroup", "/sys/fs/cgroup", "cgroup2", _NOTHING | sc.MS_RDONLY, None),
@@ -46,7 +46,7 @@ MOUNTS: tuple[tuple[str, str, str | None, int, str | None], ...] = (
 
 
 def change_root(profile: Profile, limits: dict[str, int], uid: int) -> None:
-    """Gives the process the profile's view of the file system, with a home of the job's, and nothing else of the host's.
+    """Gives the process the profile's view of the file system, a home for `uid`, and nothing else of the host's.
 
     The fds that it leaves open are the caller's to close, all at once.
     """
@@ -70,10 +70,10 @@ def change_root(profile: Profile, limits: dict[str, int], uid: int) -> None:
     os.close(sc.open_nofollow("/proc"))  # a root where it is missing, or a link, gives no job
     sc.mount("proc", "/proc", "proc", _NOTHING)
     _put_names(names)
-    empty = f"/proc/self/fd/{sc.open_nofollow('/tmp/empty')}"
+    empty = f"/proc/self/fd/{os.open('/tmp/empty', os.O_PATH)}"
     for arguments in MOUNTS:
         sc.mount(*arguments)
-    sc.move_mount(cpus_fd, sc.open_nofollow(_CPUS))
+    sc.move_mount(cpus_fd, os.open(_CPUS, os.O_PATH))
     _fill_dev(_size(limits["shm_bytes"]))
     for name in _TABLES["masked"]:
         _hide(f"/proc/{name}", empty)
