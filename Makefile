@@ -81,7 +81,7 @@ test-vm: build test-packages  ## limits in full, in a virtual machine with pure 
 
 .PHONY: test-packages
 test-packages:
-	contrib/apt-packages.sh sudo gcc libc6-dev git make curl tar strace e2fsprogs iproute2 procps bubblewrap $(VM_PACKAGES)
+	contrib/apt-packages.sh sudo gcc libc6-dev git make curl tar strace e2fsprogs iproute2 procps bubblewrap openssh-client $(VM_PACKAGES)
 
 .PHONY: test-full
 test-full: build test-packages  ## tests/faults at full size: 10,000 jobs, 1,000 at once, 10 GiB, a line of 1 GiB

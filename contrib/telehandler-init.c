@@ -142,6 +142,8 @@ static _Noreturn void serve(long main_pid)
             call(SYS_kill, number == SIGINT || number == SIGQUIT ? -main_pid : main_pid, number, 0, 0);
         }
         while (number == SIGCHLD && (pid = call(SYS_wait4, -1, (long)&status, WNOHANG, 0)) != 0) {
+            if (pid > 0 && WIFSTOPPED(status)) /* of who let its init trace it: ptrace(2) */
+                continue;
             if (pid == main_pid)
                 call(SYS_write, RESULT_FD, (long)&status, sizeof status, 0);
             if (pid == main_pid || pid < 0) /* the latter cannot be: then nobody knows of the end */

@@ -106,6 +106,6 @@ def _serve(main: int) -> NoReturn:
         pid = -1
         while pid:
             pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == main:
+            if pid == main and not os.WIFSTOPPED(status):  # of who let its init trace it: ptrace(2)
                 os.write(RESULT_FD, RESULT.pack(status))
                 os._exit(0)

@@ -108,7 +108,7 @@ def _child(order: Order, fds: dict[str, int]) -> NoReturn:
         if own_status is None:
             syscalls.unshare(syscalls.CLONE_NEWCGROUP)  # only now is the job's cgroup its root
             stage = Stage.MOUNT
-            view.change_root(order.profile, order.limits)
+            view.change_root(order.profile, order.limits, order.uid)
             os.closerange(len(fds), os.sysconf("SC_OPEN_MAX"))
             stage = Stage.NETWORK
             socket.sethostname(view.HOSTNAME)

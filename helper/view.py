@@ -28,28 +28,37 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")  # once: each child would compile it anew
 _Mount = tuple[str, str, str, str, str]
 _Trees = list[tuple[str, int]]  # places, and fds of detached mounts for them
 
-# mount(2)'s arguments for the mounts every job gets beside /proc, in order, after its root has become `/`. Our own
-# device nodes are the only ones that can be opened: everything else is nodev. /sys is also what hides a directory.
-MOUNTS = (
-    ("none", "/sys", "tmpfs", _NOTHING | sc.MS_RDONLY, "size=4k,nr_inodes=1,mode=0555"),
+_CPUS = "/sys/devices/system/cpu"
+# What is put over the files of the root, as _put_names does. A job's user is known by a name, and nobody of the host's.
+_USERS = """root:x:0:0::/root:/usr/sbin/nologin
+nobody:x:65534:65534::/nonexistent:/usr/sbin/nologin
+job:x:{uid}:{uid}::/home/job:/bin/sh
+"""
+_GROUPS = "root:x:0:\nnogroup:x:65534:\njob:x:{uid}:\n"
+
+# mount(2)'s arguments for mounts that every job gets beside /proc, in order, after its root has become `/`. Our own
+# device nodes are the only ones that can be opened: all else is nodev. Of cgroups a job sees its own: its namespace's.
+MOUNTS: tuple[tuple[str, str, str | None, int, str | None], ...] = (
+    ("/tmp/sys", "/sys", None, sc.MS_BIND, None),  # of _put_names, read-only as it is
+    ("cgroup", "/sys/fs/cgroup", "cgroup2", _NOTHING | sc.MS_RDONLY, None),
     ("dev", "/dev", "tmpfs", _DEV, "size=64k,nr_inodes=64,mode=0755"),
-    ("tmp", "/tmp", "tmpfs", _SAFE, "{tmp}"),
 )
 
 
-def change_root(profile: Profile, limits: dict[str, int]) -> None:
-    """Gives the process the profile's view of the file system and nothing else of the host's.
+def change_root(profile: Profile, limits: dict[str, int], uid: int) -> None:
+    """Gives the process the profile's view of the file system, a home for `uid`, and nothing else of the host's.
 
     The fds that it leaves open are the caller's to close, all at once.
     """
     # Must come first: nothing below may travel back to the host.
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
-    names, mounts = _names(profile), _mounts()
+    names, mounts = _names(profile, uid), _mounts()
     covered = tuple(f"{path}/" for path in (*_TABLES["replaced"], *profile.hidden))
     (_, root_fd), *below = _trees(profile.root, "/", sc.MS_RDONLY | _SAFE, covered, mounts)
     binds = [(bind, _SAFE | sc.MS_RDONLY) for bind in profile.read_only] + [(bind, _SAFE) for bind in profile.writable]
     # What the policy binds by name is there, whatever it is; what is mounted below it is not named.
     named = [_trees(bind.split(":")[0], bind.split(":")[1], flags, (), mounts) for bind, flags in binds]
+    cpus_fd = sc.detached_copy(sc.open_nofollow(_CPUS), _NOTHING | sc.MS_RDONLY)
     # /tmp exists everywhere; only this namespace sees it covered.
     sc.move_mount(root_fd, sc.open_nofollow("/tmp"))
     os.fchdir(root_fd)
@@ -61,19 +70,19 @@ def change_root(profile: Profile, limits: dict[str, int]) -> None:
     os.close(sc.open_nofollow("/proc"))  # a root where it is missing, or a link, gives no job
     sc.mount("proc", "/proc", "proc", _NOTHING)
     _put_names(names)
-    tmp, shm = (_size(limits[name]) for name in ("tmp_bytes", "shm_bytes"))
-    for source, target, kind, flags, options in MOUNTS:
-        sc.mount(source, target, kind, flags, options.format(tmp=tmp))
-    _fill_dev(shm)
+    empty = f"/proc/self/fd/{os.open('/tmp/empty', os.O_PATH)}"
+    for arguments in MOUNTS:
+        sc.mount(*arguments)
+    sc.move_mount(cpus_fd, os.open(_CPUS, os.O_PATH))
+    _fill_dev(_size(limits["shm_bytes"]))
     for name in _TABLES["masked"]:
-        _hide(f"/proc/{name}")
+        _hide(f"/proc/{name}", empty)
     sc.mount("/proc/sys", "/proc/sys", None, sc.MS_BIND)
     sc.mount(None, "/proc/sys", None, sc.MS_REMOUNT | sc.MS_BIND | sc.MS_RDONLY | _NOTHING)
-    with suppress(FileNotFoundError, NotADirectoryError):  # a root without /var/tmp
-        sc.mount("/tmp", "/var/tmp", None, sc.MS_BIND)
     # Must come after /proc is ours: targets are named through it.
     for path in dict.fromkeys((*profile.hidden, "/run")):  # each once
-        _hide(path)
+        _hide(path, empty)
+    _make_home(_size(limits["tmp_bytes"]), uid, [bind.split(":")[1] for bind, _ in binds])
     for trees in named:
         _attach(trees)
 
@@ -143,12 +152,13 @@ def _open_if_there(path: str, last_may_be_link: bool = False) -> int:
     return -1
 
 
-def _names(profile: Profile) -> dict[str, bytes]:
-    """Names and addresses as they are in the job's network: files that are put over those of its root."""
+def _names(profile: Profile, uid: int) -> dict[str, bytes]:
+    """Names and addresses as they are in the job's network, and its user: files that are put over those of its root."""
     hosts, resolver = _HOSTS, b"# This job has a loopback of its own and no other network.\n"
     if profile.network == "host":
         hosts, resolver = _HOSTS + _public_text("/etc/hosts"), _public_text("/etc/resolv.conf")
-    return {"/etc/hosts": hosts, "/etc/resolv.conf": resolver, "/etc/hostname": f"{HOSTNAME}\n".encode()}
+    names = {"/etc/hosts": hosts, "/etc/resolv.conf": resolver, "/etc/hostname": f"{HOSTNAME}\n".encode()}
+    return names | {"/etc/passwd": _USERS.format(uid=uid).encode(), "/etc/group": _GROUPS.format(uid=uid).encode()}
 
 
 def _public_text(path: str) -> bytes:
@@ -165,16 +175,37 @@ def _public_text(path: str) -> bytes:
 def _put_names(names: dict[str, bytes]) -> None:
     """The files of `names`, each over the one of the root, or over the link that is there: it may lead nowhere.
 
-    They lie on a file system that the job's /tmp covers. To detach it would make each start wait for all processors.
+    They lie on a file system that the job's /tmp covers, with the directories of /sys and an empty one, which hides
+    others. To detach it would make each start wait for all processors.
     """
     sc.mount("names", "/tmp", "tmpfs", _NOTHING, "size=4m,mode=0755")
+    for name in _TABLES["directories"]:
+        os.mkdir(f"/tmp/{name}")
     for path, text in names.items():
-        if (target_fd := _open_if_there(path, last_may_be_link=True)) < 0:
-            continue  # a root without it: nothing to put it over
-        source = f"/tmp/{os.path.basename(path)}"
-        with open(source, "xb", buffering=0) as file:
+        with open(f"/tmp/{os.path.basename(path)}", "xb", buffering=0) as file:
             file.write(text)
-        sc.move_mount(sc.detached_copy(sc.open_nofollow(source), _NOTHING | sc.MS_RDONLY), target_fd)
+    sc.mount(None, "/tmp", None, sc.MS_REMOUNT | sc.MS_BIND | sc.MS_RDONLY | _NOTHING)  # and so are binds of it
+    for path in names:
+        if (target_fd := _open_if_there(path, last_may_be_link=True)) >= 0:  # else there is nothing to put it over
+            sc.mount(f"/tmp/{os.path.basename(path)}", f"/proc/self/fd/{target_fd}", None, sc.MS_BIND)
+
+
+def _make_home(size: str, uid: int, targets: list[str]) -> None:
+    """/tmp and /home, two directories of one file system in memory: one size bounds both.
+
+    Below /home it makes the places of binds: before any is there, so no link is.
+    """
+    sc.mount("files", "/tmp", "tmpfs", _SAFE, size)
+    for name, mode in (("tmp", 0o1777), ("home", 0o755), ("home/job", 0o700)):
+        os.mkdir(f"/tmp/{name}")
+        os.chmod(f"/tmp/{name}", mode)  # mkdir minds the umask
+    os.chown("/tmp/home/job", uid, uid)
+    for target in targets:
+        if target.startswith("/home/"):
+            os.makedirs(f"/tmp{target}", exist_ok=True)
+    for source, target in (("/tmp/home", "/home"), ("/tmp/tmp", "/tmp"), ("/tmp", "/var/tmp")):
+        with suppress(FileNotFoundError, NotADirectoryError):  # a root without /home or /var/tmp
+            sc.mount(source, target, None, sc.MS_BIND)
 
 
 def _size(size: int) -> str:
@@ -194,12 +225,12 @@ def _fill_dev(shm: str) -> None:
     sc.mount(None, "/dev", None, sc.MS_REMOUNT | sc.MS_BIND | sc.MS_RDONLY | _DEV)
 
 
-def _hide(path: str) -> None:
-    """Covers a directory with /sys, which is empty, a file with /dev/null; what is absent is hidden already."""
+def _hide(path: str, empty: str) -> None:
+    """Covers a directory with an empty one, a file with /dev/null; what is absent is hidden already."""
     try:
         fd = sc.open_nofollow(path)
     except FileNotFoundError:
         return
-    source = "/sys" if stat.S_ISDIR(os.fstat(fd).st_mode) else "/dev/null"
+    source = empty if stat.S_ISDIR(os.fstat(fd).st_mode) else "/dev/null"
     sc.mount(source, f"/proc/self/fd/{fd}", None, sc.MS_BIND)
     os.close(fd)

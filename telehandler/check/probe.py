@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 _SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
 _CALLS: dict[str, tuple[int, ...]] = {  # x86_64's numbers, and arguments that do no harm
-    "ptrace": (101, 16, 1),
+    "ptrace with a stop at the exit": (101, 0x4206, 0, 0, 0x40),
     "mount": (165,),
     "umount2": (166,),
     "pivot_root": (155,),
@@ -49,6 +49,7 @@ _SOCKETS: dict[str, tuple[int, ...]] = {
     "pair of tipc": (53, 30, 1, 0),
 }
 _RLIMITS = "CORE CPU DATA STACK RSS AS MEMLOCK SIGPENDING MSGQUEUE NICE RTPRIO RTTIME NOFILE".split()
+_NOT_WRITABLE = "/x /etc/x /proc/sys/kernel/hostname /proc/sysrq-trigger /dev/x /sys/x".split()
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -124,11 +125,11 @@ def probe() -> dict[str, object]:
         "processes": sorted(int(name) for name in os.listdir("/proc") if name.isdigit()),
         "cgroup": _lines("/proc/self/cgroup"),
         "devices": {name: _device(name) for name in ("null", "zero", "full", "random", "urandom", "tty")},
-        "sys": os.listdir("/sys"),
+        "sys": [_listing(path) for path in ("/sys/devices", "/sys/devices/system", "/sys/fs")],
         "empty": {path: _listing(path) for path in ("/root", "/run", "/tmp", "/dev/shm", "/proc/bus")},
         "writes": {
             path: _refused(lambda path=path: _write(path))  # type: ignore[misc]
-            for path in ("/x", "/etc/x", "/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/dev/x", "/sys/x")
+            for path in (*_NOT_WRITABLE, "/sys/fs/cgroup/cgroup.procs")
         },
         "init": [_refused(lambda: os.listdir("/proc/1/fd")), _refused(lambda: os.readlink("/proc/1/exe"))],
         "setuid": [_refused(lambda: os.setuid(0)), _refused(lambda: os.setgid(0)), _refused(lambda: os.setgroups([0]))],

@@ -26,10 +26,10 @@ _TIMEOUT_S = 10.0
 _EPERM, _ENOSYS = 1, 38
 _FAR_TOO_MUCH = 1 << 62
 # Kernel file systems of a job's own, by their places, and its limits beside those that it asks for.
-_OWN_MOUNTS = {"/proc", "/proc/sys", "/dev/pts"}
+_OWN_MOUNTS = {"/proc", "/proc/sys", "/dev/pts", "/sys/fs/cgroup", "/sys/devices/system/cpu"}
 _KERNELS = set("proc sysfs devtmpfs devpts mqueue cgroup cgroup2 debugfs tracefs securityfs configfs bpf".split())
 _DEFINED = {"CORE": [0, 0], "NICE": [0, 0], "RTPRIO": [0, 0], "SIGPENDING": [4096, 4096], "CPU": [-1, -1]}
-_WRITABLE = {"/proc", "/tmp", "/var/tmp", "/dev/shm", "/dev/pts"}
+_WRITABLE = {"/proc", "/tmp", "/var/tmp", "/home", "/dev/shm", "/dev/pts"}
 
 
 def security(target: Target) -> Iterator[Finding]:
@@ -140,7 +140,8 @@ def _inside(seen: dict[str, Any], rows: dict[str, str]) -> Iterator[Finding]:
         ("S23", 0 not in seen["init"], "the job's init cannot be read"),
         ("S24", not loose, f"mounts are nosuid and read-only{': not ' + ', '.join(loose) if loose else ''}"),
         ("S25", seen["devices"] == devices, "device nodes are the real ones"),
-        ("S26", seen["processes"] == [1, 2] and not seen["sys"] and 0 not in seen["writes"].values(), "own /proc"),
+        ("S26", seen["processes"] == [1, 2] and 0 not in seen["writes"].values(), "own /proc"),
+        ("S26", seen["sys"] == [["system"], ["cpu"], ["cgroup"]], "/sys has the processors and the job's cgroup alone"),
         (
             "S46",
             not odd and seen["scheduling"] == [0, 0, ["0"]],

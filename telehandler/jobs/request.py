@@ -6,7 +6,7 @@ from telehandler.output.log import NO_CAP, Cap
 
 DEFAULT_ENV = {
     b"PATH": b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    b"HOME": b"/tmp",
+    b"HOME": b"/home/job",
     b"USER": b"job",
     b"LANG": b"C.UTF-8",
     b"TERM": b"dumb",

@@ -38,7 +38,8 @@ class Relay:
         try:
             return self._splice(pipe_fd, fd) if fd in self._pipes else self._copy(pipe_fd, fd)
         except BlockingIOError:
-            self._wait(fd)
+            if fd in self._pipes:  # of a copy it says that there is nothing to read: a write that has to wait returns
+                self._wait(fd)
             raise
         except OutputFailed as error:
             self._fail(error)

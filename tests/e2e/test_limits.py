@@ -52,7 +52,7 @@ def test_a_dry_run_prints_request_and_sandbox_and_starts_nothing(server: Server,
     for row in (
         ("command", shlex.join(["sh", "-c", mark])),
         ("env", "A=b\\x1bc"),
-        ("env", "HOME=/tmp"),
+        ("env", "HOME=/home/job"),
         ("cwd", "/usr"),
         ("profile_name", "host"),
         ("network", "none"),

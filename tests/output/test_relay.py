@@ -15,6 +15,7 @@ import pytest
 from support.wait import DEADLINE_S
 
 from telehandler.common.errors import OutputFailed, ReaderGone
+from telehandler.output.log import Stream
 from telehandler.output.pump import Pump
 from telehandler.output.relay import Relay
 
@@ -127,6 +128,24 @@ def full_pipe() -> Iterator[tuple[int, int]]:
     yield reader_fd, writer_fd
     os.close(writer_fd)
     os.close(reader_fd)
+
+
+def test_an_empty_pipe_is_no_wait_for_a_file(tmp_path: Path) -> None:
+    """As after a rest, when nothing more has come: a file never tells that it has room."""
+
+    async def splice_nothing() -> bool:
+        relay = Relay(file_fd, file_fd)
+        with pytest.raises(BlockingIOError):
+            relay.splice(read_fd, Stream.STDOUT)
+        return relay.overdue
+
+    read_fd, write_fd = os.pipe2(os.O_NONBLOCK)
+    file_fd = os.open(tmp_path / "file", os.O_CREAT | os.O_WRONLY)
+    try:
+        assert not asyncio.run(splice_nothing())
+    finally:
+        for fd in (read_fd, write_fd, file_fd):
+            os.close(fd)
 
 
 def test_r24_while_stdout_is_full_stderr_waits_too(full_pipe: tuple[int, int], tmp_path: Path) -> None:

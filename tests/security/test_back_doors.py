@@ -17,6 +17,7 @@ CLONE_NEWNS = 0x00020000
 KINDS = "proc sysfs devtmpfs devpts mqueue tmpfs cgroup2 debugfs tracefs securityfs configfs".split()
 # Of a job's own: type and place.
 OWN = {("proc", "/proc"), ("proc", "/proc/sys"), ("devpts", "/dev/pts"), ("tmpfs", "/dev/shm")}
+OWN |= {("cgroup2", "/sys/fs/cgroup"), ("sysfs", "/sys/devices/system/cpu")}
 SECRET = "telehandler-secret"
 
 

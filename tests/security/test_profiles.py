@@ -155,6 +155,27 @@ def test_s25_a_root_with_a_link_in_the_place_of_a_mount_gives_no_job(place: Path
             assert all(line.startswith("crw") and " 1, 3 " in re.sub(" +", " ", line) for line in listed)
 
 
+def test_a_root_without_a_home_or_with_a_link_there_gives_jobs_too(place: Path) -> None:
+    root = make_tree(place / "homes", "ls", "sh", "stat")
+    with helper_with(place, f'[profile.host]\nroot = "{root}"\n') as helper:
+        assert b"No such file" in helper.run("ls", "/home/job").stderr
+        (root / "home").symlink_to("var-home")
+        assert b"No such file" in helper.run("ls", "/home/job").stderr
+        (root / "var-home").mkdir()
+        (root / "var-home" / "host").touch()
+        assert helper.run("sh", "-c", "ls /home; stat -c %a /home/job; echo x >/home/job/x").stdout == b"job\n700\n"
+
+
+def test_a_bind_may_lie_below_home(place: Path) -> None:
+    project = place / "project"
+    project.mkdir()
+    (project / "file").write_text("bound\n")
+    binds = [f"{project}:/home/ci/work", f"{project}:/home/job/work"]
+    with helper_with(place, f"[profile.host]\nread_only = {binds!r}\n") as helper:
+        ended = helper.run("sh", "-c", "cat /home/*/work/file; cd /home/job && echo own >own && cat own; ls /home")
+        assert (ended.stdout, ended.stderr) == (b"bound\nbound\nown\nci\njob\n", b"")
+
+
 def test_s25_a_forged_dev_is_covered(place: Path) -> None:
     root = make_tree(place / "forged", "ls", "cat", "stat", "head")
     (root / "dev" / "null").symlink_to("/etc/key")

@@ -6,8 +6,8 @@ import pytest
 from support.helper_driver import Helper
 
 pytestmark = pytest.mark.usefixtures("as_root")
-READ_ONLY = ["/", "/proc/sys", "/sys", "/dev"]
-WRITABLE = ["/tmp", "/dev/shm"]
+READ_ONLY = ["/", "/proc/sys", "/sys", "/sys/fs/cgroup", "/sys/devices/system/cpu", "/dev"]
+WRITABLE = ["/tmp", "/home", "/dev/shm"]
 
 
 def test_s26_the_kernels_settings_are_mounted_read_only(policy: Path) -> None:

@@ -162,7 +162,7 @@ kinds = [fields[fields.index("-") + 1] for fields in mounts]
 tell({
     "kinds": [kind for kind in kinds if kind in ("cgroup", "cgroup2", "sysfs", "debugfs", "tracefs", "securityfs")],
     "cgroup": open("/proc/self/cgroup").read().splitlines()[-1],
-    "files": [path for path in ("/sys/fs/cgroup", "/sys/kernel", "/sys/fs") if os.path.exists(path)],
+    "files": [os.listdir(path) for path in ("/sys/fs", "/sys/devices", "/sys/devices/system")],
     "mount": [attempt(call, 165, b"none", b"/tmp", b"cgroup2", 0, 0), attempt(call, 430, b"cgroup2", 0)],
     "raised": [(pid, name) for pid in (0, 1, 2) for name in hard if raised(pid, name)],
     "lowered": attempt(up, 0, "RLIMIT_NOFILE", 50),
@@ -170,9 +170,9 @@ tell({
     "realtime": attempt(os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(1)),
 })""")
     assert seen == {
-        "kinds": [],
+        "kinds": ["sysfs", "cgroup2"],  # of the processors, and of its own cgroup
         "cgroup": "0::/",
-        "files": [],
+        "files": [["cgroup"], ["system"], ["cpu"]],
         "mount": ["EPERM", "EPERM"],
         "raised": [],
         "lowered": "DONE",

