@@ -13,12 +13,14 @@ import grpc.aio
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 
+from helper.wire import Stage
 from telehandler.api import pagination, responses, shares, validation
 from telehandler.api.auth import AuthError, Caller, caller_of
 from telehandler.api.responses import Context
 from telehandler.api.tls import TLS_VERSION
 from telehandler.api.validation import Refusal
 from telehandler.common import bounds, limits
+from telehandler.common.errors import HelperRefused
 from telehandler.common.turns import Threads, Turns
 from telehandler.jobs import manager as core
 from telehandler.jobs.job import Job
@@ -142,9 +144,15 @@ class Service:
     async def signal_job(self, request: pb.SignalJobRequest, caller: Caller, context: Context) -> Empty:
         job = self._find(request.name, caller)
         number = validation.signal_number(request.signal)
+        ended = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "the job has ended")
         if job.ended.is_set():
-            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "the job has ended")
-        await self._jobs.signal(job, number)
+            raise ended
+        try:
+            await self._jobs.signal(job, number)
+        except HelperRefused as refused:
+            if refused.stage != Stage.NO_SUCH_JOB:
+                raise
+            raise ended from None  # its end is being recorded
         return Empty()
 
     async def watch_job_output(self, request: pb.WatchJobOutputRequest, caller: Caller, context: Context) -> None:

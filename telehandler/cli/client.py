@@ -5,6 +5,8 @@ import click
 from telehandler.cli import LazyGroup
 
 
-@click.group(cls=LazyGroup, modules={name: name for name in "run watch stop status ls wait rm benchmark help".split()})
+@click.group(
+    cls=LazyGroup, modules={name: name for name in "run watch stop signal status ls wait rm benchmark help".split()}
+)
 def command() -> None:
-    """Ask a server: run, watch, stop, list and remove jobs."""
+    """Ask a server: run, watch, stop, signal, list and remove jobs."""

@@ -1,8 +1,11 @@
-"""What run and local ask for: sizes, limits and variables, from the words of a command line."""
+"""What verbs ask for: sizes, limits, variables and signals, from the words of a command line."""
 
 import os
+import signal
 from collections.abc import Mapping
 from typing import Any
+
+import click
 
 from telehandler.common.errors import TelehandlerError
 
@@ -12,6 +15,7 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZES = {"memory_bytes": "--memory", "read_bps": "--device-read-bps", "write_bps": "--device-write-bps"}
 _SIZES |= {"memory_high_bytes": "--memory-reservation", "tmp_bytes": "--tmp-size", "shm_bytes": "--shm-size"}
 _COUNTS = {"pids": "--pids-limit", "read_iops": "--device-read-iops", "write_iops": "--device-write-iops"}
+_MAX_SIGNAL = 64
 _MAX_ENV_FILE = 1 << 20  # bytes
 _ULIMITS = {"nofile": "open_files", "fsize": "file_bytes"}
 
@@ -105,3 +109,14 @@ def utf8(text: bytes, what: str) -> str:
         return text.decode()
     except UnicodeDecodeError:
         raise TelehandlerError(f"{what} must be UTF-8 for a server, and {text!r} is not") from None
+
+
+def signal_number(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """A signal by name, with or without SIG, in any case, or by number: the callback of an option."""
+    name = value.upper().removeprefix("SIG")
+    if name.isascii() and name.isdigit() and 1 <= int(name) <= _MAX_SIGNAL:
+        return int(name)
+    if f"SIG{name}" in signal.Signals.__members__:
+        return int(signal.Signals[f"SIG{name}"])
+    known = ", ".join(f"{int(number)} {number.name.removeprefix('SIG')}" for number in signal.Signals)
+    raise click.BadParameter(f"{value!r} is no signal; there are {known}, and the numbers up to {_MAX_SIGNAL}")

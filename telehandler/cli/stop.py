@@ -1,26 +1,17 @@
 """`telehandler client stop`: a signal, a grace, then the whole tree is killed."""
 
-import signal
 from typing import Any
 
 import click
 
-from telehandler.cli import job_names, options
-
-
-def _number(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    """A signal by name, with or without SIG, or by number."""
-    name = value.upper().removeprefix("SIG")
-    if name.isascii() and name.isdigit() and 1 <= int(name) <= 64:
-        return int(name)
-    if f"SIG{name}" in signal.Signals.__members__:
-        return int(signal.Signals[f"SIG{name}"])
-    raise click.BadParameter(f"{value!r} is no signal, such as TERM or 15")
+from telehandler.cli import job_names, options, parse
 
 
 @click.command()
 @options.connection
-@click.option("--stop-signal", "number", default="TERM", callback=_number, show_default=True, help="Sent first.")
+@click.option(
+    "--stop-signal", "number", default="TERM", callback=parse.signal_number, show_default=True, help="Sent first."
+)
 @click.option(
     "-t", "--stop-timeout", type=click.FloatRange(0, 3600), default=10, show_default=True, help="Seconds until SIGKILL."
 )

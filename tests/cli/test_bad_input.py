@@ -48,6 +48,7 @@ def pair(server: Server, user: str = "client", root: str = "root") -> list[str]:
         (["client", "help", "bogus"], "See 'telehandler client --help'"),
         (["completion", "tcsh"], "tcsh"),
         (["client", "stop", "--stop-signal", "NOPE"], "NOPE"),
+        (["client", "signal", "--signal", "NOPE"], "NOPE"),
         (["client", "stop", "--stop-timeout", "-1"], "--stop-timeout"),
         (["client", "ls", "--state", "asleep"], "'running'"),
         (["client", "ls", "--limit", "0"], "--limit"),
