@@ -28,8 +28,8 @@ def command(context: click.Context, /, number: int, jobs: tuple[str, ...], **giv
     """Send a signal to jobs that run.
 
     Prints the name of each job that got it. INT and QUIT go to the command's whole process group, as from a terminal;
-    others to the command alone. JOB is a job's name, its UUID, or as much of that as is unique; without any, the one of
-    the jidfile. The exit code is 125 when one could not be signalled; the others are.
+    others to the command alone. JOB is a job's --name, its whole name or UUID, or as much of that as is unique;
+    without any, the one of the jidfile. The exit code is 125 when one could not be signalled; the others are.
     """
 
     def send(client: "Client", name: str) -> int:

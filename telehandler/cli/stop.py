@@ -10,16 +10,25 @@ from telehandler.cli import job_names, options, parse
 @click.command()
 @options.connection
 @click.option(
-    "--stop-signal", "number", default="TERM", callback=parse.signal_number, show_default=True, help="Sent first."
+    "--stop-signal",
+    "number",
+    callback=parse.signal_number,
+    metavar="SIGNAL",
+    help="Sent first.  [default: what run was given, else TERM]",
 )
 @click.option(
-    "-t", "--stop-timeout", type=click.FloatRange(0, 3600), default=10, show_default=True, help="Seconds until SIGKILL."
+    "-t",
+    "--stop-timeout",
+    type=click.FloatRange(0, 3600),
+    metavar="SECONDS",
+    help="Seconds until SIGKILL.  [default: what run was given, else 10]",
 )
 @click.argument("job", required=False)
-def command(number: int, stop_timeout: float, job: str | None, **given: Any) -> None:
+def command(number: int | None, stop_timeout: float | None, job: str | None, **given: Any) -> None:
     """Stop a job and all that it started; wait for its end.
 
-    JOB is a job's name, its UUID, or as much of that as is unique; without it, the one of the jidfile.
+    A job that is restarted is not restarted any more. JOB is a job's --name, its whole name or UUID, or as much of
+    that as is unique; without it, the one of the jidfile.
     """
     settings = options.settings(given)
     client = job_names.connect(settings)

@@ -116,7 +116,8 @@ def test_unknown_jobs(server: Server, tmp_path: Path) -> None:
     words = ["client", "status", "-s", f"localhost:{server.port}", *pair(server)]
     refused(telehandler(*words, "users/tele-tester/jobs/00000000-0000-0000-0000-000000000000"), "no such job")
     refused(telehandler(*words, "-j", str(tmp_path / "none")), "no JOB is given", "No such file")
-    refused(telehandler(*words, "not-a-uuid"), "UUID")
+    refused(telehandler(*words, "no name"), "UUID")
+    refused(telehandler(*words, "not-a-uuid"), "no such job")
     refused(telehandler(*words, "a/b"), "users/{user}/jobs/{uuid}")
     refused(telehandler(*words, "users/a/b/jobs/ab"), "users/{user}")
     refused(telehandler(*words, "a" * 37), "nor the beginning of a UUID")
