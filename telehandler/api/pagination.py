@@ -8,7 +8,7 @@ import uuid as uuids
 from typing import NamedTuple
 
 from telehandler.common.states import State
-from telehandler.jobs.records import Cursor
+from telehandler.jobs.selection import ANY_MARKS, Cursor, Marks
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
@@ -22,7 +22,7 @@ class Query(NamedTuple):
     owner: str | None
     states: frozenset[State]
     prefix: str = ""
-    exec_in: str = ""
+    marks: Marks = ANY_MARKS
 
 
 def pack(query: Query, cursor: Cursor) -> str:
@@ -45,5 +45,5 @@ def unpack(query: Query, token: str) -> Cursor:
 
 
 def _check(query: Query, start_ns: int, uuid: bytes) -> bytes:
-    asked = repr((query.owner, sorted(query.states), query.prefix, query.exec_in, start_ns, uuid))
+    asked = repr((query.owner, sorted(query.states), query.prefix, query.marks, start_ns, uuid))
     return hashlib.sha256(asked.encode()).digest()[:8]

@@ -12,8 +12,9 @@ import grpc.aio
 from helper.wire import Stage
 from telehandler.api.validation import Refusal
 from telehandler.common import capacity
-from telehandler.common.errors import Exhausted, HelperRefused, RequestReused, ServerEnding, TelehandlerError
+from telehandler.common.errors import Exhausted, HelperRefused, NameTaken, RequestReused, ServerEnding, TelehandlerError
 from telehandler.common.states import Reason, State
+from telehandler.jobs import restarts
 from telehandler.jobs.job import Job
 from telehandler.jobs.records import name_of
 from telehandler.pb import telehandler_pb2 as pb
@@ -42,7 +43,7 @@ async def abort(context: Context, error: Exception) -> None:
         await context.abort(code, text, (("telehandler-stage", stage), ("telehandler-errno", str(error.errno))))
     if isinstance(error, ServerEnding):
         await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-    if isinstance(error, RequestReused):
+    if isinstance(error, RequestReused | NameTaken):
         await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
     if isinstance(error, Exhausted):
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
@@ -78,6 +79,11 @@ def end_metadata(job: Job) -> tuple[tuple[str, str], ...]:
     )
 
 
+def detail(job: Job) -> str:
+    """What else there is to say of a job's output and restarts."""
+    return "; ".join(filter(None, (job.record.extra.get(key) for key in ("log_error", restarts.ERROR))))
+
+
 def status(job: Job) -> pb.JobStatus:
     record = job.record
     answer = pb.JobStatus(
@@ -97,7 +103,20 @@ def status(job: Job) -> pb.JobStatus:
         stderr_sha256=bytes.fromhex(record.stderr_sha256),
         exec_in_job=name_of(record.owner, record.exec_in) if record.exec_in else "",
         dropped_bytes=job.log.floor if job.log else record.dropped_bytes,
+        given_name=record.given_name,
+        labels=record.labels,
+        restart_policy=pb.RESTART_POLICY_NO if record.max_restarts is None else pb.RESTART_POLICY_ON_FAILURE,
+        max_restarts=record.max_restarts or 0,
+        stop_signal=record.stop_signal,
+        restart_of=f"users/{record.owner}/jobs/{record.restart_of}" if record.restart_of else "",
+        restarts=record.restarts,
+        next_run=f"users/{record.owner}/jobs/{record.next_run}" if record.next_run else "",
     )
+    answer.stop_grace.FromMilliseconds(record.stop_grace_ms)
+    if record.remove_after_ms is not None:
+        answer.remove_after.FromMilliseconds(record.remove_after_ms)
+    if record.restart_ns:
+        answer.restart_time.FromNanoseconds(record.restart_ns)
     if job.log:
         answer.stdout_bytes, answer.stderr_bytes = job.log.sizes.values()
     answer.start_time.FromNanoseconds(record.start_ns)

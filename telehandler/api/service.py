@@ -13,12 +13,14 @@ import grpc.aio
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 
+from helper.wire import Stage
 from telehandler.api import pagination, responses, shares, validation
 from telehandler.api.auth import AuthError, Caller, caller_of
 from telehandler.api.responses import Context
 from telehandler.api.tls import TLS_VERSION
 from telehandler.api.validation import Refusal
 from telehandler.common import bounds, limits
+from telehandler.common.errors import HelperRefused
 from telehandler.common.turns import Threads, Turns
 from telehandler.jobs import manager as core
 from telehandler.jobs.job import Job
@@ -95,20 +97,28 @@ class Service:
 
     async def stop_job(self, request: pb.StopJobRequest, caller: Caller, context: Context) -> Empty:
         job = self._find(request.name, caller)
-        number = validation.signal_number(request.signal or 15)
-        grace = core.DEFAULT_GRACE_S
-        if request.HasField("grace"):
-            grace = request.grace.seconds + request.grace.nanos / 1e9
-        if not 0 <= grace <= core.MAX_GRACE_S:
-            raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"the grace must be from 0 to {core.MAX_GRACE_S:.0f} s")
-        await self._jobs.stop(job, number, grace)
+        number = validation.signal_number(request.signal or job.record.stop_signal)
+        grace = validation.seconds(request, "grace", core.MAX_GRACE_S)
+        await self._jobs.stop(job, number, job.record.stop_grace_ms / 1000 if grace is None else grace)
         return Empty()
 
     async def list_jobs(self, request: pb.ListJobsRequest, caller: Caller, context: Context) -> pb.ListJobsResponse:
+        owner = validation.owner(request.parent, caller)
         prefix = validation.uuid_prefix(request.uuid_prefix)
-        exec_in = self._find(request.exec_in_job, caller).record.uuid if request.exec_in_job else ""
-        owner, states = validation.owner(request.parent, caller), validation.states(request.states)
-        query = pagination.Query(owner, states, prefix, exec_in)
+        if request.reference:
+            if owner is None:
+                raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a reference is to a job of one user: say whose")
+            if job := self._jobs.named(owner, validation.reference(request.reference)):
+                return pb.ListJobsResponse(jobs=[responses.status(job)])
+            try:
+                prefix = validation.uuid_prefix(request.reference)
+            except Refusal:  # a name that no job has
+                return pb.ListJobsResponse()
+        states = validation.states(request.states)
+        marks = validation.marks(request)
+        if request.exec_in_job:
+            marks = marks._replace(exec_in=self._find(request.exec_in_job, caller).record.uuid)
+        query = pagination.Query(owner, states, prefix, marks)
         if request.page_size < 0:
             raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "the page size must not be negative")
         size = min(request.page_size or pagination.DEFAULT_PAGE_SIZE, pagination.MAX_PAGE_SIZE)
@@ -120,7 +130,7 @@ class Service:
         await self._lists.take(caller.name)
         began_s = time.monotonic()
         try:
-            jobs, more = self._jobs.list_jobs(query.owner, query.states, query.prefix, query.exec_in, after, size)
+            jobs, more = self._jobs.list_jobs(query.owner, query.states, query.prefix, after, size, query.marks)
             token = pagination.pack(query, jobs[-1].record.cursor) if more else ""
             return pb.ListJobsResponse(jobs=[responses.status(job) for job in jobs], next_page_token=token)
         finally:
@@ -130,10 +140,12 @@ class Service:
 
     async def delete_job(self, request: pb.DeleteJobRequest, caller: Caller, context: Context) -> Empty:
         job = self._find(request.name, caller)
-        if not job.ended.is_set():
-            if not request.force:
-                raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "the job is running: stop it first, or use force")
+        waits = self._jobs.waits_for_restart(job)
+        if request.force:
             await self._jobs.stop(job, signal.SIGKILL, 0)
+        elif waits or not job.ended.is_set():
+            state = "waits for its restart" if waits else "is running"
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f"the job {state}: stop it first, or use force")
         await self._jobs.delete(job)
         return Empty()
 
@@ -141,15 +153,23 @@ class Service:
         job = self._find(request.name, caller)
         if request.wait:
             await job.ended.wait()
-        context.set_trailing_metadata((("telehandler-detail", job.record.extra.get("log_error", "")),))
+        if request.wait_next_run:
+            job = await self._jobs.next_run(job)
+        context.set_trailing_metadata((("telehandler-detail", responses.detail(job)),))
         return responses.status(job)
 
     async def signal_job(self, request: pb.SignalJobRequest, caller: Caller, context: Context) -> Empty:
         job = self._find(request.name, caller)
         number = validation.signal_number(request.signal)
+        ended = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "the job has ended")
         if job.ended.is_set():
-            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, "the job has ended")
-        await self._jobs.signal(job, number)
+            raise ended
+        try:
+            await self._jobs.signal(job, number)
+        except HelperRefused as refused:
+            if refused.stage != Stage.NO_SUCH_JOB:
+                raise
+            raise ended from None  # its end is being recorded
         return Empty()
 
     async def watch_job_output(self, request: pb.WatchJobOutputRequest, caller: Caller, context: Context) -> None:
@@ -233,9 +253,15 @@ def _parse(message: type[Message], body: bytes) -> Message:
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"the request is no {message.DESCRIPTOR.name}") from None
 
 
+def _waits(request: Any) -> bool:
+    return isinstance(request, pb.GetJobStatusRequest) and (request.wait or request.wait_next_run)
+
+
 def _handling_s(request: Any) -> float | None:
     """How long the call of a request may take; None: as long as its client is there."""
-    if isinstance(request, pb.WatchJobOutputRequest) or getattr(request, "wait", False):
+    if isinstance(request, pb.WatchJobOutputRequest) or _waits(request):
         return None
-    grace_s = float(request.grace.seconds) if request.DESCRIPTOR.name == "StopJobRequest" else 0
+    grace_s = 0.0
+    if isinstance(request, pb.StopJobRequest):
+        grace_s = float(request.grace.seconds) if request.HasField("grace") else core.MAX_GRACE_S  # the job's own
     return bounds.HANDLING_TIMEOUT_S + min(max(grace_s, 0), core.MAX_GRACE_S)

@@ -5,6 +5,7 @@ import hashlib
 import re
 import uuid as uuids
 from collections.abc import Iterable
+from typing import Any
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -14,7 +15,9 @@ from telehandler.api.auth import Caller
 from telehandler.common import bounds
 from telehandler.common.errors import HelperRefused
 from telehandler.common.states import State
-from telehandler.jobs.request import DEFAULT_ENV, Request
+from telehandler.jobs.manager import MAX_GRACE_S
+from telehandler.jobs.request import DEFAULT_ENV, Life, Request
+from telehandler.jobs.selection import Marks
 from telehandler.output import tail, watch
 from telehandler.output.log import Cap, JobLog, Stream
 from telehandler.pb import telehandler_pb2 as pb
@@ -22,6 +25,17 @@ from telehandler.pb import telehandler_pb2 as pb
 _MAX_SECONDS = 253_402_300_799  # of a time, either way: the last one of the year 9999
 _UUID_PREFIX = re.compile("[0-9a-fA-F-]{1,36}", re.ASCII)
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
+
+_NAME = re.compile("[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", re.ASCII)
+# As `ls` shows a UUID, or more of it: never a name, so that it means the same whatever jobs are called.
+_LIKE_UUID = re.compile("[0-9a-f]{8}[0-9a-f-]*", re.ASCII | re.IGNORECASE)
+NAMES = (
+    "a job's given name has 1 to 63 letters, digits, _, . and -, the first a letter or digit, and does not look like "
+    "the beginning of a UUID: eight digits from 0 to f"
+)
+_LABEL_KEY = re.compile("[a-zA-Z0-9][a-zA-Z0-9_./:-]{0,127}", re.ASCII)
+_MAX_LABELS, _MAX_LABEL_BYTES = 64, 1024
+_MAX_REMOVE_AFTER_S = 86_400.0
 
 
 class Refusal(Exception):
@@ -55,6 +69,8 @@ def start_request(request: pb.StartJobRequest, owner: str) -> Request:
     if request.exec_in_job and (any(limits.values()) or request.profile or request.validate_only):
         text = "a command in a job has the job's limits and profile: it takes none, and is not checked beforehand"
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text)
+    if request.exec_in_job and request.restart_policy:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a command in a job is not started again: its job may be gone")
     if request.log_policy not in pb.LogPolicy.values():
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"log policies are: {', '.join(pb.LogPolicy.keys())}")
     cap = Cap(request.log_max_bytes, request.log_policy == pb.LOG_POLICY_DROP_OLDEST)
@@ -62,7 +78,75 @@ def start_request(request: pb.StartJobRequest, owner: str) -> Request:
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a log policy needs a cap, log_max_bytes")
     kill = request.log_policy == pb.LOG_POLICY_KILL
     identity = _identity(request, owner) if request.request_id else ("", "")
-    return Request(owner, argv, env, cwd, limits, request.profile, cap, kill, *identity, request.merge_stderr)
+    return Request(
+        owner, argv, env, cwd, limits, request.profile, cap, kill, *identity, request.merge_stderr, life(request)
+    )
+
+
+def life(request: pb.StartJobRequest) -> Life:
+    """How the job is to be found, stopped, removed and restarted."""
+    if request.given_name and (not _NAME.fullmatch(request.given_name) or _LIKE_UUID.fullmatch(request.given_name)):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, NAMES)
+    if len(request.labels) > _MAX_LABELS:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"a job has at most {_MAX_LABELS} labels")
+    for key, value in request.labels.items():
+        _check_label(key, value)
+    if request.restart_policy not in pb.RestartPolicy.values():
+        text = f"restart policies are: {', '.join(pb.RestartPolicy.keys())}"
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text)
+    restarted = request.restart_policy == pb.RESTART_POLICY_ON_FAILURE
+    if request.max_restarts and not restarted:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a number of restarts needs the policy to restart on failure")
+    remove_after_s = seconds(request, "remove_after", _MAX_REMOVE_AFTER_S)
+    if restarted and remove_after_s is not None:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a job is removed at its end, or restarted, and not both")
+    number = signal_number(request.stop_signal) if request.stop_signal else Life().stop_signal
+    grace_s = seconds(request, "stop_grace", MAX_GRACE_S)
+    return Life(
+        request.given_name,
+        dict(request.labels),
+        number,
+        Life().stop_grace_ms if grace_s is None else round(grace_s * 1000),
+        None if remove_after_s is None else round(remove_after_s * 1000),
+        request.max_restarts if restarted else None,
+    )
+
+
+def seconds(request: Any, field: str, most: float) -> float | None:
+    """A duration of a message from 0 to `most` seconds; None where it is not set."""
+    if not request.HasField(field):
+        return None
+    duration = getattr(request, field)
+    found = float(duration.seconds + duration.nanos / 1e9)
+    if not 0 <= found <= most:
+        what = field.replace("_", " ")
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"the {what} must be from 0 to {most:.0f} s")
+    return found
+
+
+def marks(request: pb.ListJobsRequest) -> Marks:
+    """The names and labels that a list is to have."""
+    if len(request.labels) > _MAX_LABELS or len(request.name_contains) > _MAX_LABELS:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"a list is by at most {_MAX_LABELS} names and labels")
+    labels: list[tuple[str, str | None]] = []
+    for text in request.labels:
+        key, equals, value = text.partition("=")
+        _check_label(key, value)
+        labels.append((key, value if equals else None))
+    return Marks(tuple(request.name_contains), tuple(labels))
+
+
+def reference(text: str) -> str:
+    """What may be a job's given name or the beginning of its UUID."""
+    if not _NAME.fullmatch(text) and not _UUID_PREFIX.fullmatch(text):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a reference is a job's given name, or how its UUID begins")
+    return text
+
+
+def _check_label(key: str, value: str) -> None:
+    if not _LABEL_KEY.fullmatch(key) or "\0" in value or len(value.encode()) > _MAX_LABEL_BYTES:
+        text = f"a label has a key of 1 to 128 letters, digits and _./:-, and a value of {_MAX_LABEL_BYTES} bytes"
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text)
 
 
 def _identity(request: pb.StartJobRequest, owner: str) -> tuple[str, str]:

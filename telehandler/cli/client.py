@@ -4,9 +4,9 @@ import click
 
 from telehandler.cli import LazyGroup
 
-_VERBS = "run exec watch stop status ls wait rm benchmark help"
+_VERBS = "run exec watch stop signal status ls wait rm benchmark help"
 
 
 @click.group(cls=LazyGroup, modules={name: name for name in _VERBS.split()})
 def command() -> None:
-    """Ask a server: run, watch, stop, list and remove jobs."""
+    """Ask a server: run, watch, stop, signal, list and remove jobs."""

@@ -1,4 +1,4 @@
-"""The job that a verb is about: by argument, else by the jidfile; whole, or the beginning of its UUID."""
+"""The job that a verb is about: by argument, else by the jidfile; whole, by its given name, or how its UUID begins."""
 
 import os
 import re
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _MAX_SHOWN = 4  # of the jobs that an ambiguous beginning could mean
 _PREFIX = re.compile(r"[0-9a-fA-F-]{1,36}")
+_REFERENCE = re.compile(rf"[0-9a-zA-Z][0-9a-zA-Z_.-]{{0,62}}|{_PREFIX.pattern}")
 
 
 def find(job: str | None, settings: dict[str, str], client: "Client") -> str:
@@ -25,9 +26,9 @@ def find(job: str | None, settings: dict[str, str], client: "Client") -> str:
         return job  # the server says what is wrong with it
     if _is_uuid(word):
         return f"{parent or client.user()}/jobs/{word}"
-    if not _PREFIX.fullmatch(word):
+    if not _REFERENCE.fullmatch(word):
         raise TelehandlerError(f"{job!r} is no job's name or UUID, nor the beginning of a UUID: `client ls` lists them")
-    return _complete(client, parent, word.lower())
+    return _complete(client, parent, word)
 
 
 def for_each(jobs: Iterable[str | None], settings: dict[str, str], work: "Callable[[Client, str], int]") -> int:
@@ -64,13 +65,19 @@ def _is_uuid(text: str) -> bool:
     return True
 
 
-def _complete(client: "Client", parent: str, prefix: str) -> str:
-    """The only job of `parent`, by default the caller, that begins so."""
-    found = [job.name for job in client.list_jobs(parent, (), _MAX_SHOWN, prefix)]
+def _complete(client: "Client", parent: str, word: str) -> str:
+    """The job of `parent`, by default the caller, that has this given name; else the only one whose UUID begins so."""
+    prefix = word.lower() if _PREFIX.fullmatch(word) else ""
+    found = []
+    for job in client.list_jobs(parent, (), _MAX_SHOWN, prefix, reference=word):
+        if job.given_name == word:
+            return job.name
+        if prefix and job.name.rpartition("/")[2].startswith(prefix):  # of a server that knows no names, too
+            found.append(job.name)
     if not found:
         raise TelehandlerError("no such job, or not yours")
     if len(found) > 1:
         shown = ", ".join(name.rpartition("/")[2] for name in found[: _MAX_SHOWN - 1])
         more = " and more" if len(found) == _MAX_SHOWN else ""
-        raise TelehandlerError(f"{prefix} is the beginning of several jobs: {shown}{more}; give more of it")
+        raise TelehandlerError(f"{word} is the beginning of several jobs: {shown}{more}; give more of it")
     return found[0]

@@ -3,12 +3,13 @@
 import datetime
 import itertools
 import json
+import os
 import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from telehandler.cli import job_names, options
+from telehandler.cli import job_names, options, parse
 from telehandler.cli.status import fields
 from telehandler.cli.terminal import note, printable
 from telehandler.common.states import State
@@ -22,11 +23,32 @@ _SHORT, _COMMAND = 8, 50  # letters of a UUID, and of a command
 _STATES = [state.name.lower() for state in State]
 
 
+def _filters(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, list[str]]:
+    """The values by key."""
+    found: dict[str, list[str]] = {"label": [], "name": [], "state": []}
+    for entry in given:
+        key, _, value = entry.partition("=")
+        if key not in found or not value:
+            raise click.BadParameter(f"{entry!r} is no filter: there are label=KEY[=VALUE], name=PART and state=STATE")
+        if key == "state" and value not in _STATES:
+            raise click.BadParameter(f"{value!r} is no state: there are {', '.join(_STATES)}")
+        found[key].append(parse.utf8(os.fsencode(value), "--filter"))
+    return found
+
+
 @click.command()
 @options.connection
 @click.option("-a", "--all", "everybody", is_flag=True, help="Everybody's jobs; for admins.")
 @click.option("--state", "states", multiple=True, type=click.Choice(_STATES), help="Only these; may be given again.")
 @click.option("--in", "exec_in", metavar="JOB", help="The commands that `exec` has run in JOB.")
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    callback=_filters,
+    metavar="KEY=VALUE",
+    help="label=KEY[=VALUE], all of them; name=PART or state=STATE, any of them. May be given again.",
+)
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="How many at most.")
 @click.option("-q", "--quiet", is_flag=True, help="Print names alone.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print them.")
@@ -37,6 +59,7 @@ def command(
     everybody: bool,
     states: tuple[str, ...],
     exec_in: str | None,
+    filters: dict[str, list[str]],
     limit: int,
     quiet: bool,
     output: str,
@@ -48,9 +71,10 @@ def command(
     settings = options.settings(given)
     client = job_names.connect(settings)
     within = job_names.find(exec_in, settings, client) if exec_in else ""
-    names = [f"JOB_STATE_{name.upper()}" for name in states]
+    names = [f"JOB_STATE_{name.upper()}" for name in (*states, *filters["state"])]
     # One more than is shown tells whether there are more.
-    listed = client.list_jobs(_EVERYBODY if everybody else "", names, limit + 1, exec_in=within)
+    parent = _EVERYBODY if everybody else ""
+    listed = client.list_jobs(parent, names, limit + 1, names=filters["name"], labels=filters["label"], exec_in=within)
     jobs = list(itertools.islice(listed, limit))
     more = next(listed, None) is not None
     if output == "json":
@@ -60,15 +84,17 @@ def command(
         for job in jobs:
             print(printable(job.name))
     else:
-        _print_table([_HEAD, *(_row(job, everybody) for job in jobs)])
+        named = any(job.given_name for job in jobs)
+        _print_table([_head(named), *(_row(job, everybody, named) for job in jobs)])
     if more:
         note(f"there are more than these {limit}: ask for them with --limit")
 
 
-_HEAD = ("JOB", "STATE", "REASON", "EXIT", "STARTED", "COMMAND")
+def _head(named: bool) -> tuple[str, ...]:
+    return ("JOB", *(["NAME"] if named else []), "STATE", "REASON", "EXIT", "STARTED", "COMMAND")
 
 
-def _row(job: "pb.JobStatus", whole: bool) -> tuple[str, ...]:
+def _row(job: "pb.JobStatus", whole: bool, named: bool) -> tuple[str, ...]:
     values = fields(job)
     name = job.name if whole else job.name.rpartition("/")[2][:_SHORT]
     try:
@@ -80,7 +106,8 @@ def _row(job: "pb.JobStatus", whole: bool) -> tuple[str, ...]:
     reason = values["reason"] if ended else ""
     words = printable(shlex.join(values["command"]))
     words = words if len(words) <= _COMMAND else f"{words[: _COMMAND - 3]}..."
-    return printable(name), values["state"], reason, code, started, words
+    given_name = [printable(job.given_name) or "-"] if named else []
+    return printable(name), *given_name, values["state"], reason, code, started, words
 
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:

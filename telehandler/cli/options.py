@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from telehandler.cli import parse
 from telehandler.client.config import DEFAULTS, resolve
 from telehandler.common.errors import TelehandlerError
 
@@ -78,6 +79,38 @@ def sandbox(function: Function) -> Function:
             click.option("--profile", metavar="NAME", default="", help="A profile of the root policy."),
             click.option("--dry-run", is_flag=True, help="Start nothing; print what the job would get."),
             click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND [ARG]..."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def life(function: Function) -> Function:
+    """Options of run about how the job is found, stopped, removed and restarted."""
+    for option in reversed(
+        (
+            click.option("--name", metavar="NAME", help="A name that no other job of yours has."),
+            click.option("-l", "--label", multiple=True, metavar="KEY[=VALUE]", help="For `ls --filter`."),
+            click.option("--rm", is_flag=True, help="Remove the job and its output when it has ended."),
+            click.option(
+                "--restart",
+                default="no",
+                show_default=True,
+                metavar="POLICY",
+                help="no, on-failure, or on-failure:N: start it again when it fails, N times at most.",
+            ),
+            click.option(
+                "--stop-signal",
+                callback=parse.signal_number,
+                metavar="SIGNAL",
+                help="What a stop sends first.  [default: TERM]",
+            ),
+            click.option(
+                "--stop-timeout",
+                type=click.FloatRange(0, 3600),
+                metavar="SECONDS",
+                help="Seconds from then to SIGKILL.  [default: 10]",
+            ),
         )
     ):
         function = option(function)

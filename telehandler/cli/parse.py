@@ -1,8 +1,13 @@
-"""What run and local ask for: sizes, limits and variables, from the words of a command line."""
+"""What verbs ask for: sizes, limits, variables, signals and so on, from the words of a command line."""
 
+import datetime
 import os
+import re
+import signal
 from collections.abc import Mapping
 from typing import Any
+
+import click
 
 from telehandler.common.errors import TelehandlerError
 
@@ -12,6 +17,8 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZES = {"memory_bytes": "--memory", "read_bps": "--device-read-bps", "write_bps": "--device-write-bps"}
 _SIZES |= {"memory_high_bytes": "--memory-reservation", "tmp_bytes": "--tmp-size", "shm_bytes": "--shm-size"}
 _COUNTS = {"pids": "--pids-limit", "read_iops": "--device-read-iops", "write_iops": "--device-write-iops"}
+UNREAD_S = 60.0  # run --rm removes its job itself; so long after its end the server does, if run has not
+_MAX_SIGNAL = 64
 _MAX_ENV_FILE = 1 << 20  # bytes
 _ULIMITS = {"nofile": "open_files", "fsize": "file_bytes"}
 
@@ -105,3 +112,37 @@ def utf8(text: bytes, what: str) -> str:
         return text.decode()
     except UnicodeDecodeError:
         raise TelehandlerError(f"{what} must be UTF-8 for a server, and {text!r} is not") from None
+
+
+def signal_number(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """A signal by name, with or without SIG, in any case, or by number: the callback of an option."""
+    if value is None:
+        return None
+    name = value.upper().removeprefix("SIG")
+    if name.isascii() and name.isdigit() and 1 <= int(name) <= _MAX_SIGNAL:
+        return int(name)
+    if f"SIG{name}" in signal.Signals.__members__:
+        return int(signal.Signals[f"SIG{name}"])
+    known = ", ".join(f"{int(number)} {number.name.removeprefix('SIG')}" for number in signal.Signals)
+    raise click.BadParameter(f"{value!r} is no signal; there are {known}, and the numbers up to {_MAX_SIGNAL}")
+
+
+def life(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of StartJobRequest, from the options of cli.options.life. Raises TelehandlerError."""
+    restart = re.fullmatch("(no)|on-failure(?::([1-9][0-9]{0,8}))?", given["restart"])
+    if not restart:
+        raise TelehandlerError(f"--restart {given['restart']!r} must be no, on-failure, or on-failure:N")
+    fields: dict[str, Any] = {
+        "given_name": utf8(os.fsencode(given["name"] or ""), "--name"),
+        "labels": dict(utf8(os.fsencode(label), "--label").partition("=")[::2] for label in given["label"]),
+        "stop_signal": given["stop_signal"],
+    }
+    if not restart[1]:
+        fields |= {"restart_policy": "RESTART_POLICY_ON_FAILURE", "max_restarts": int(restart[2] or 0)}
+    if given["stop_timeout"] is not None:
+        fields["stop_grace"] = datetime.timedelta(seconds=given["stop_timeout"])
+    if given["rm"]:
+        if not restart[1]:
+            raise TelehandlerError("--rm and --restart do not go together: each run of a job that is restarted is kept")
+        fields["remove_after"] = datetime.timedelta(seconds=0 if given["detach"] else UNREAD_S)
+    return fields

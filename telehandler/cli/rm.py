@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def command(context: click.Context, /, force: bool, jobs: tuple[str, ...], **given: Any) -> None:
     """Remove jobs that have ended, with their output.
 
-    Prints the names of those removed. JOB is a job's name, its UUID, or as much of that as is unique. The exit code is
-    125 when one could not be removed; the others are.
+    Prints the names of those removed. JOB is a job's --name, its whole name or UUID, or as much of that as is
+    unique. The exit code is 125 when one could not be removed; the others are.
     """
 
     def remove(client: "Client", name: str) -> int:

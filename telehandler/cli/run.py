@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from telehandler.cli import jidfile, job_names, options, parse, terminal
-from telehandler.common.errors import OutputFailed, ReaderGone
+from telehandler.common.errors import OutputFailed, ReaderGone, TelehandlerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     type=click.Choice(["block", "drop-oldest", "kill"]),
     help="At that size: the job waits (default), the oldest output goes, or the job is killed.",
 )
+@options.life
 @options.sandbox
 @click.pass_context
 def command(
@@ -37,6 +38,7 @@ def command(
     settings = options.settings(given)
     options.check_command(given["command"], context)
     limits = parse.limits(given)
+    life = parse.life(given | {"detach": detach})
     variables = parse.environment(given["env"], given["env_file"])
     jidfile.check(settings["jidfile"])
     client = job_names.connect(settings)  # the handshake goes on while more is imported
@@ -51,6 +53,7 @@ def command(
         merge_stderr=given["merge_stderr"],
         log_max_bytes=parse.size(log_max_size, "--log-max-size") if log_max_size else 0,
         log_policy=f"LOG_POLICY_{log_policy.upper().replace('-', '_')}" if log_policy else None,
+        **life,
     )
     if given["dry_run"]:
         terminal.show_check(given["command"], client.check(message))
@@ -76,12 +79,27 @@ def start(
             code = 0
         else:
             code = watch(client, pb.WatchJobOutputRequest(name=name), True, write)
+            while message.restart_policy == pb.RESTART_POLICY_ON_FAILURE and (
+                name := client.next_run(name, terminal.note)
+            ):
+                terminal.note(f"the job is started again, as {name}")
+                signals.to(name)
+                code = watch(client, pb.WatchJobOutputRequest(name=name), True, write)
+            if message.HasField("remove_after"):
+                _remove(client, name)
     except OutputFailed as error:
         signals.settle(reader_gone=isinstance(error, ReaderGone))
         terminal.note(f"the job runs on: {terminal.come_back(name)}")
         raise
     signals.settle()
     return code
+
+
+def _remove(client: "Client", name: str) -> None:
+    try:
+        client.delete(name, False)
+    except TelehandlerError:
+        pass  # the server does it in a minute
 
 
 def watch(

@@ -10,9 +10,22 @@ from telehandler.cli import job_names, options
 from telehandler.cli.terminal import printable
 
 if TYPE_CHECKING:
+    from google.protobuf.duration_pb2 import Duration
+
     from telehandler.pb import telehandler_pb2 as pb
 
 SCHEMA = 1
+_ON_FAILURE = 2  # RESTART_POLICY_ON_FAILURE
+_SHOWN_WHEN_SET = (
+    "given_name",
+    "labels",
+    "remove_after",
+    "restart",
+    "restarts",
+    "restart_of",
+    "next_run",
+    "restart_time",
+)
 
 
 @click.command()
@@ -22,7 +35,8 @@ SCHEMA = 1
 def command(output: str, job: str | None, **given: Any) -> None:
     """Show a job's state, exit code, times and byte counts.
 
-    JOB is a job's name, its UUID, or as much of that as is unique; without it, the one of the jidfile.
+    JOB is a job's --name, its whole name or UUID, or as much of that as is unique; without it, the one of the
+    jidfile.
     """
     settings = options.settings(given)
     client = job_names.connect(settings)
@@ -33,7 +47,10 @@ def command(output: str, job: str | None, **given: Any) -> None:
         print(json.dumps({"schema": SCHEMA} | shown))
         return
     shown["command"] = shlex.join(shown["command"])
+    shown["labels"] = " ".join(f"{key}={value}" if value else key for key, value in shown["labels"].items())
     for key, value in shown.items():
+        if key in _SHOWN_WHEN_SET and value in ("", 0, "no", None):
+            continue
         print(f"{key.replace('_', ' '):<18} {'-' if value is None else printable(str(value))}")
 
 
@@ -61,4 +78,25 @@ def fields(status: "pb.JobStatus") -> dict[str, Any]:
         "cpu_usec": status.cpu_usec,
         "memory_peak_bytes": status.memory_peak_bytes,
         "exec_in": status.exec_in_job or None,
+        "given_name": status.given_name or None,
+        "labels": dict(sorted(status.labels.items())),
+        "stop_signal": status.stop_signal or None,
+        "stop_timeout": _seconds(status.stop_grace) if status.HasField("stop_grace") else None,
+        "remove_after": _seconds(status.remove_after) if status.HasField("remove_after") else None,
+        "restart": _restart(status),
+        "restarts": status.restarts,
+        "restart_of": status.restart_of or None,
+        "next_run": status.next_run or None,
+        "restart_time": answers.time_text(status.restart_time) if status.HasField("restart_time") else None,
     }
+
+
+def _restart(status: "pb.JobStatus") -> str:
+    """As `run --restart` takes it."""
+    if status.restart_policy != _ON_FAILURE:
+        return "no"
+    return f"on-failure:{status.max_restarts}" if status.max_restarts else "on-failure"
+
+
+def _seconds(duration: "Duration") -> float:
+    return duration.seconds + duration.nanos / 1e9

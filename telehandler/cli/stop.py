@@ -1,34 +1,34 @@
 """`telehandler client stop`: a signal, a grace, then the whole tree is killed."""
 
-import signal
 from typing import Any
 
 import click
 
-from telehandler.cli import job_names, options
-
-
-def _number(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    """A signal by name, with or without SIG, or by number."""
-    name = value.upper().removeprefix("SIG")
-    if name.isascii() and name.isdigit() and 1 <= int(name) <= 64:
-        return int(name)
-    if f"SIG{name}" in signal.Signals.__members__:
-        return int(signal.Signals[f"SIG{name}"])
-    raise click.BadParameter(f"{value!r} is no signal, such as TERM or 15")
+from telehandler.cli import job_names, options, parse
 
 
 @click.command()
 @options.connection
-@click.option("--stop-signal", "number", default="TERM", callback=_number, show_default=True, help="Sent first.")
 @click.option(
-    "-t", "--stop-timeout", type=click.FloatRange(0, 3600), default=10, show_default=True, help="Seconds until SIGKILL."
+    "--stop-signal",
+    "number",
+    callback=parse.signal_number,
+    metavar="SIGNAL",
+    help="Sent first.  [default: what run was given, else TERM]",
+)
+@click.option(
+    "-t",
+    "--stop-timeout",
+    type=click.FloatRange(0, 3600),
+    metavar="SECONDS",
+    help="Seconds until SIGKILL.  [default: what run was given, else 10]",
 )
 @click.argument("job", required=False)
-def command(number: int, stop_timeout: float, job: str | None, **given: Any) -> None:
+def command(number: int | None, stop_timeout: float | None, job: str | None, **given: Any) -> None:
     """Stop a job and all that it started; wait for its end.
 
-    JOB is a job's name, its UUID, or as much of that as is unique; without it, the one of the jidfile.
+    A job that is restarted is not restarted any more. JOB is a job's --name, its whole name or UUID, or as much of
+    that as is unique; without it, the one of the jidfile.
     """
     settings = options.settings(given)
     client = job_names.connect(settings)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 def command(context: click.Context, /, jobs: tuple[str, ...], **given: Any) -> None:
     """Wait until every JOB has ended; print nothing of their output.
 
-    JOB is a job's name, its UUID, or as much of that as is unique; without any, the one of the jidfile. The exit code
-    is the job's own, as of run; of several jobs, the first that is not 0. Ctrl-C leaves the jobs as they are.
+    JOB is a job's --name, its whole name or UUID, or as much of that as is unique; without any, the one of the
+    jidfile. The exit code is the job's own, as of run; of several jobs, the first that is not 0. Ctrl-C leaves the
+    jobs as they are.
     """
 
     def wait(client: "Client", name: str) -> int:

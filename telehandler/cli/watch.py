@@ -35,8 +35,8 @@ _STDERR = 2
 def command(context: click.Context, /, job: str | None, **given: Any) -> None:
     """Print a job's output from the first byte, to its end.
 
-    JOB is a job's name, its UUID, or as much of that as is unique; without it, the one of the jidfile. Ctrl-C
-    detaches; the job is untouched. The exit code is the job's own, as of run.
+    JOB is a job's --name, its whole name or UUID, or as much of that as is unique; without it, the one of the
+    jidfile. Ctrl-C detaches; the job is untouched. The exit code is the job's own, as of run.
     """
     settings = options.settings(given)
     parts = [name for name in ("offset", "tail", "since", "until", "stream") if given[name] is not None]

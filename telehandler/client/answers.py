@@ -92,7 +92,8 @@ def status(answer: "pb.JobStatus") -> "pb.JobStatus":
     if answer.HasField("end_time") and exit_code(answer) is not None:
         _bounded(answer.exit_code, _MAX_EXIT_CODE, "exit code")
     _bounded(answer.signal, _MAX_SIGNAL, "signal")
-    for stamp in (answer.start_time, answer.end_time):
+    _bounded(answer.stop_signal, _MAX_SIGNAL, "stop signal")
+    for stamp in (answer.start_time, answer.end_time, answer.restart_time):
         time_text(stamp)
     return answer
 

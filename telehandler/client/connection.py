@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CALL_TIMEOUT_S = 30.0
 WAIT_TIMEOUT_S = 600.0  # of one call that waits for a job's end; then it is made again
+STOP_TIMEOUT_S = 3600 + CALL_TIMEOUT_S  # of a stop with the job's own grace, which is an hour at most
 START_PATIENCE_S = 90.0  # in all, for an answer to a start
 PAGE_SIZE = 1000  # the server's most
 _SERVICE = "/telehandler.v1.TelehandlerService/"
@@ -116,12 +117,15 @@ class Client:
         answer: pb.JobResponse = self._call("StartJob", request, pb.JobResponse.FromString)
         return limits.marked(list(answer.sandbox), answer.unenforced_limits)
 
-    def stop(self, name: str, signal: int, grace_s: float) -> None:
+    def stop(self, name: str, signal: int | None = None, grace_s: float | None = None) -> None:
+        """Ends a job, by the signal and after the grace that it was started with where none is given."""
         from telehandler.pb import telehandler_pb2 as pb
 
-        request = pb.StopJobRequest(name=name, signal=signal)
-        request.grace.FromNanoseconds(int(grace_s * 1e9))
-        self._call("StopJob", request, bytes, grace_s + CALL_TIMEOUT_S)
+        request = pb.StopJobRequest(name=name, signal=signal or 0)
+        if grace_s is not None:
+            request.grace.FromNanoseconds(int(grace_s * 1e9))
+        patience_s = STOP_TIMEOUT_S if grace_s is None else grace_s + CALL_TIMEOUT_S
+        self._call("StopJob", request, bytes, patience_s)
 
     def signal(self, name: str, signal: int) -> None:
         from telehandler.pb import telehandler_pb2 as pb
@@ -129,11 +133,21 @@ class Client:
         self._call("SignalJob", pb.SignalJobRequest(name=name, signal=signal), bytes)
 
     def list_jobs(
-        self, parent: str, states: Collection[str], limit: int | None, prefix: str = "", exec_in: str = ""
+        self,
+        parent: str,
+        states: Collection[str],
+        limit: int | None,
+        prefix: str = "",
+        *,
+        reference: str = "",
+        names: Collection[str] = (),
+        labels: Collection[str] = (),
+        exec_in: str = "",
     ) -> Iterator["pb.JobStatus"]:
         """At most `limit` jobs, the newest first, page by page; None: all.
 
-        An empty `parent`: the caller's own. `states` are names of JobState; none: all. `prefix`: of UUIDs.
+        An empty `parent`: the caller's own. `states` are names of JobState; none: all. `prefix`: of UUIDs. `reference`:
+        a given name, else such a prefix. `names`: parts of given names, any of them. `labels`: key or key=value, all.
         `exec_in`: the commands in this job, instead of all others.
         """
         from telehandler.pb import telehandler_pb2 as pb
@@ -148,6 +162,9 @@ class Client:
                 states=states,
                 uuid_prefix=prefix,
                 exec_in_job=exec_in,
+                reference=reference,
+                name_contains=names,
+                labels=labels,
             )
             answer: pb.ListJobsResponse = self._call("ListJobs", request, pb.ListJobsResponse.FromString)
             yield from map(answers.status, answer.jobs)
@@ -176,6 +193,21 @@ class Client:
             except ServerUnavailable as error:
                 retries.wait(error, f"the connection broke; {_AGAIN}")
         return answer
+
+    def next_run(self, name: str, note: Callable[[str], None] = _silent) -> str:
+        """The name of the run that follows this one, once it has started; empty when there will be none."""
+        from telehandler.pb import telehandler_pb2 as pb
+
+        request = pb.GetJobStatusRequest(name=name, wait_next_run=True)
+        retries = Retries(note, connected=True)
+        while True:
+            try:
+                answer = answers.status(self._call("GetJobStatus", request, pb.JobStatus.FromString, WAIT_TIMEOUT_S))
+                return answers.job_name(answer.next_run) if answer.next_run else ""
+            except ServerSilent:
+                pass  # the job takes its time
+            except ServerUnavailable as error:
+                retries.wait(error, f"the connection broke; {_AGAIN}")
 
     def _status(self, name: str, wait: bool) -> "pb.JobStatus":
         from telehandler.pb import telehandler_pb2 as pb

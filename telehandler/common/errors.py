@@ -67,6 +67,10 @@ class RequestReused(TelehandlerError):
     """A request id that another request of the same user has had."""
 
 
+class NameTaken(TelehandlerError):
+    """A given name that another job of the same user has."""
+
+
 class Exhausted(TelehandlerError):
     """The server is out of something: room on its disk, file descriptors, processes, memory. It passes."""
 

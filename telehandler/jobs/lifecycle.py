@@ -132,6 +132,7 @@ class Lifecycle:
         """Saves how a job ended; until that is done, it is found in `running`."""
         await self._save(record)
         self.running.pop(record.uuid, None)
+        self._retention.expire(record)
 
     def _record_stop(self, job: Job, stop_by_ns: int) -> None:
         """Records that a job is to be stopped by then. One that has exited already was not stopped."""

@@ -10,13 +10,14 @@ from telehandler.jobs.helper_link import HelperLink
 from telehandler.jobs.helper_requests import Starter
 from telehandler.jobs.job import Job, ended_job
 from telehandler.jobs.lifecycle import Lifecycle
-from telehandler.jobs.records import Cursor, Keep, Records
+from telehandler.jobs.records import Keep, Record, Records
 from telehandler.jobs.request import Request
+from telehandler.jobs.restarts import Restarts
 from telehandler.jobs.retention import Retention
+from telehandler.jobs.selection import ANY_MARKS, Cursor, Marks
 from telehandler.jobs.start import Starts
 from telehandler.output.log import JobLog
 
-DEFAULT_GRACE_S = 10.0
 MAX_GRACE_S = 3600.0
 
 
@@ -37,13 +38,22 @@ class Jobs:
         self._retention = Retention(self._directory, records, keep or Keep())
         self._lifecycle = Lifecycle(self._directory, records, self._retention)
         self._starter = Starter(cwd)
-        self._starts = Starts(self._directory, records, self._lifecycle, self._starter, max_jobs_per_user)
+        self._restarts = Restarts(records, self._lifecycle)
+        self._starts = Starts(
+            self._directory, records, self._lifecycle, self._starter, self._restarts, max_jobs_per_user
+        )
+        self._restarts.start = self.start
+        self._watched: WeakValueDictionary[str, JobLog] = WeakValueDictionary()  # that were opened
+        self._retention.watched = lambda uuid: bool((log := self._watched.get(uuid)) and not log.closed)
         self._logs: WeakValueDictionary[str, JobLog] = WeakValueDictionary()  # of ended jobs, while they are watched
 
     async def adopt(self) -> None:
         """At the start: takes up the jobs that the helper runs. Raises HelperUnavailable: see adoption.py."""
         await adoption.adopt(self._link, self._records, self._lifecycle)
         self._lifecycle.spawn(self._retention.sweep(self._retention.orphans(self._lifecycle.running)))
+        for record in self._records.to_remove():
+            self._retention.expire(record)
+        self._restarts.resume()
 
     async def connect(self, link: HelperLink) -> None:
         """A new helper, in the place of one that died: it starts the jobs from now on, and has none yet."""
@@ -56,11 +66,13 @@ class Jobs:
         """No more starts; returns once no job runs. With `kill` all are stopped, without a grace."""
         if kill:
             await self._link.cancel_starts()
+        await self._restarts.close()
         await self._starts.close()
         await self._lifecycle.stop_all(kill)
 
     async def check(self, request: Request) -> list[bytes]:
         """What a job of this request would get, a name and a value each. Raises as start does."""
+        self._starts.check_name(request)
         return await self._starter.check(self._link, request)
 
     async def unenforced(self, request: Request) -> list[str]:
@@ -88,17 +100,34 @@ class Jobs:
         owner: str | None,
         states: Collection[State],
         prefix: str,
-        exec_in: str,
         after: Cursor | None,
         count: int,
+        marks: Marks = ANY_MARKS,
     ) -> tuple[list[Job], bool]:
         """One page, the newest first, and whether there are more: see Records.page."""
-        records, more = self._records.page(owner, states, after, count, prefix, exec_in)
-        return [self._lifecycle.running.get(record.uuid) or ended_job(record) for record in records], more
+        records, more = self._records.page(owner, states, after, count, prefix, marks)
+        return [self._job(record) for record in records], more
+
+    def named(self, owner: str, name: str) -> Job | None:
+        """The job of its owner with this given name; of several runs the newest."""
+        record = self._records.named(owner, name)
+        return self._job(record) if record else None
+
+    def _job(self, record: Record) -> Job:
+        return self._lifecycle.running.get(record.uuid) or ended_job(record)
 
     async def stop(self, job: Job, number: int, grace_s: float) -> None:
-        """`number`, a grace, then SIGKILL to the whole tree; returns once the job has ended."""
-        await self._lifecycle.stop(job, number, grace_s)
+        """`number`, a grace, then SIGKILL to the whole tree; returns once the job, or its newest run, has ended."""
+        await self._restarts.stop(job, number, grace_s)
+
+    async def next_run(self, job: Job) -> Job:
+        """The job as it is once it has ended and its next run has started, or there will be none."""
+        await self._restarts.next_run(job)
+        return self.find(job.record.uuid) or job
+
+    def waits_for_restart(self, job: Job) -> bool:
+        """Whether it has ended and is about to be started again."""
+        return self._restarts.waits(job)
 
     async def signal(self, job: Job, number: int) -> None:
         """Raises HelperRefused when the job has just ended, unless it is being stopped."""
@@ -114,12 +143,13 @@ class Jobs:
         """The log of a job, running or ended; the caller's to release."""
         log = job.log or self._logs.get(job.record.uuid)
         if log and not log.closed:
+            self._watched[job.record.uuid] = log
             return log.retain()
         try:
             log = JobLog(self._directory / job.record.uuid, ended=True)
         except FileNotFoundError:
             log = self._lifecycle.new_log(job.record)  # removed by hand: empty
-        self._logs[job.record.uuid] = log
+        self._logs[job.record.uuid] = self._watched[job.record.uuid] = log
         log.finish()
         return log
 

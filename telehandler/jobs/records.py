@@ -7,63 +7,19 @@ import sqlite3
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from signal import SIGTERM
 from typing import NamedTuple
 
 from telehandler.common.errors import TelehandlerError
 from telehandler.common.states import Reason, State
+from telehandler.jobs.schema import MIGRATIONS
+from telehandler.jobs.schema import SCHEMA_VERSION as SCHEMA_VERSION
+from telehandler.jobs.selection import ANY_MARKS, Cursor, Marks
 
-# What brings a database from one version to the next; never changed once released. The first makes an empty one.
-_MIGRATIONS = (
-    (
-        """CREATE TABLE job (
-            uuid TEXT PRIMARY KEY,
-            owner TEXT NOT NULL,
-            state INTEGER NOT NULL,
-            record TEXT NOT NULL
-        ) STRICT""",
-    ),
-    (
-        "ALTER TABLE job ADD COLUMN start_ns INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE job ADD COLUMN end_ns INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE job ADD COLUMN output_bytes INTEGER NOT NULL DEFAULT 0",
-        """UPDATE job SET
-            start_ns = json_extract(record, '$.start_ns'),
-            end_ns = json_extract(record, '$.end_ns'),
-            output_bytes = json_extract(record, '$.stdout_bytes') + json_extract(record, '$.stderr_bytes')""",
-        "CREATE INDEX job_by_start ON job (start_ns, uuid, state)",
-        "CREATE INDEX job_by_owner ON job (owner, start_ns, uuid, state)",
-        "CREATE INDEX job_by_end ON job (end_ns, uuid, output_bytes) WHERE state <> 1",
-        "CREATE INDEX job_running ON job (uuid) WHERE state = 1",
-    ),
-    (
-        "ALTER TABLE job ADD COLUMN request_id TEXT NOT NULL DEFAULT ''",
-        "CREATE UNIQUE INDEX job_by_request ON job (owner, request_id) WHERE request_id <> ''",
-        # Starts with a request id that the helper has been asked for and that are not known to have succeeded.
-        """CREATE TABLE start (
-            uuid TEXT PRIMARY KEY,
-            owner TEXT NOT NULL,
-            request_id TEXT NOT NULL,
-            record TEXT NOT NULL,
-            UNIQUE (owner, request_id)
-        ) STRICT""",
-        "CREATE TRIGGER started AFTER INSERT ON job BEGIN DELETE FROM start WHERE uuid = NEW.uuid; END",
-    ),
-    (
-        "ALTER TABLE job ADD COLUMN exec_in TEXT NOT NULL DEFAULT ''",
-        "CREATE INDEX job_by_exec_in ON job (exec_in, start_ns, uuid) WHERE exec_in <> ''",
-    ),
-)
-SCHEMA_VERSION = len(_MIGRATIONS)
 MAX_PAGE_BYTES = 1 << 20  # of records in one page, whatever their number: a command may be long
 # As the partial indices have them, word for word, so that they are used.
 _RUNNING, _ENDED = "state = 1", "state <> 1"
-
-
-class Cursor(NamedTuple):
-    """Where in the list a record is: by its start, and by its name among those of one start."""
-
-    start_ns: int
-    uuid: str
+_NAMED, _LABELLED = "given_name <> ''", "labels <> ''"
 
 
 class Keep(NamedTuple):
@@ -104,6 +60,16 @@ class Record:
     request_sha256: str = ""  # hex, of the request that had this id
     exec_in: str = ""  # the UUID of the job, of the same owner, in which it is a further command
     extra: dict[str, str] = field(default_factory=dict)
+    given_name: str = ""  # these eight as in request.Life
+    labels: dict[str, str] = field(default_factory=dict)
+    stop_signal: int = SIGTERM
+    stop_grace_ms: int = 10_000
+    remove_after_ms: int | None = None
+    max_restarts: int | None = None
+    restart_of: str = ""
+    restarts: int = 0
+    next_run: str = ""  # UUID of the run that followed this one
+    restart_ns: int = 0  # when the next one is due
 
     @property
     def name(self) -> str:
@@ -167,7 +133,7 @@ class Records:
         if version == SCHEMA_VERSION:
             return  # without a write: the disk may be full
         self._database.execute("BEGIN IMMEDIATE")
-        for statements in _MIGRATIONS[version:]:
+        for statements in MIGRATIONS[version:]:
             for statement in statements:
                 self._database.execute(statement)
         self._database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")  # part of the transaction
@@ -175,8 +141,8 @@ class Records:
 
     def save(self, record: Record) -> None:
         self._database.execute(
-            "INSERT INTO job (uuid, owner, state, record, start_ns, end_ns, output_bytes, request_id, exec_in) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            "INSERT INTO job (uuid, owner, state, record, start_ns, end_ns, output_bytes, request_id, given_name, "
+            "labels, removed_after, exec_in) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (uuid) DO UPDATE SET state = excluded.state, record = excluded.record, "
             "start_ns = excluded.start_ns, end_ns = excluded.end_ns, output_bytes = excluded.output_bytes",
             (
@@ -188,6 +154,9 @@ class Records:
                 record.end_ns,
                 record.output_bytes,
                 record.request_id,
+                record.given_name,
+                json.dumps(record.labels) if record.labels else "",
+                int(record.remove_after_ms is not None),
                 record.exec_in,
             ),
         )
@@ -214,6 +183,17 @@ class Records:
         row = self._database.execute(query, (owner, request_id)).fetchone()
         return _load(row[0]) if row else None
 
+    def named(self, owner: str, name: str) -> Record | None:
+        """The newest job of its owner with this given name."""
+        query = f"SELECT record FROM job WHERE owner = ? AND given_name = ? AND {_NAMED} ORDER BY start_ns DESC LIMIT 1"
+        row = self._database.execute(query, (owner, name)).fetchone()
+        return _load(row[0]) if row else None
+
+    def to_remove(self) -> list[Record]:
+        """Ended jobs that are removed some time after their end."""
+        query = f"SELECT record FROM job WHERE removed_after = 1 AND {_ENDED}"
+        return [_load(text) for (text,) in self._database.execute(query)]
+
     def delete(self, uuid: str) -> None:
         self._database.execute("DELETE FROM job WHERE uuid = ?", (uuid,))
 
@@ -231,15 +211,26 @@ class Records:
         after: Cursor | None,
         count: int,
         prefix: str = "",
-        exec_in: str = "",
+        marks: Marks = ANY_MARKS,
     ) -> tuple[list[Record], bool]:
         """At most `count` records, the newest first, from behind `after`; and whether there are more.
 
-        `owner` None: everybody's. No `states`: all. `prefix`: of UUIDs, in lower case. `exec_in`: the commands in this
-        job; empty: all others, or with a prefix all. A page of long commands has fewer: see MAX_PAGE_BYTES.
+        `owner` None: everybody's. No `states`: all. `prefix`: of UUIDs, in lower case. A page of long commands has
+        fewer: see MAX_PAGE_BYTES.
         """
         where: list[str] = []
         values: list[str | int] = []
+        index = ""
+        if marks.names:
+            where += [_NAMED, f"({' OR '.join(['instr(given_name, ?)'] * len(marks.names))})"]
+            values += marks.names
+            index = "INDEXED BY job_named "
+        if marks.labels:
+            where.append(_LABELLED)
+            index = "INDEXED BY job_labelled "
+        for key, value in marks.labels:
+            where.append("json_extract(labels, ?) IS NOT NULL" if value is None else "json_extract(labels, ?) = ?")
+            values += [f'$."{key}"'] if value is None else [f'$."{key}"', value]
         if owner is not None:
             where.append("owner = ?")
             values.append(owner)
@@ -249,14 +240,14 @@ class Records:
         if prefix:
             where.append("uuid >= ? AND uuid < ?")
             values += prefix, prefix + "g"  # behind every hexadecimal digit
-        if exec_in or not prefix:
+        if marks.exec_in or not prefix:
             where.append("exec_in = ?")
-            values.append(exec_in)
+            values.append(marks.exec_in)
         if after:
             where.append("(start_ns, uuid) < (?, ?)")
             values += after
         condition = f"WHERE {' AND '.join(where)} " if where else ""
-        query = f"SELECT record FROM job {condition}ORDER BY start_ns DESC, uuid DESC LIMIT ?"
+        query = f"SELECT record FROM job {index}{condition}ORDER BY start_ns DESC, uuid DESC LIMIT ?"
         found: list[Record] = []
         size = 0
         for (text,) in self._database.execute(query, (*values, count + 1)):
@@ -295,6 +286,22 @@ class Records:
     def uuids(self) -> dict[str, bool]:
         """Of all jobs, and whether each has ended."""
         return dict(self._database.execute(f"SELECT uuid, {_ENDED} FROM job"))
+
+    def save_restart(self, uuid: str, request: str) -> None:
+        """That the job `uuid` is restarted when it fails, by this request."""
+        self._database.execute("INSERT INTO restart VALUES (?, ?, ?)", (uuid, uuid, request))
+
+    def move_restart(self, uuid: str, newest: str) -> None:
+        """That `newest` is the last of its runs so far."""
+        self._database.execute("UPDATE restart SET newest = ? WHERE uuid = ?", (newest, uuid))
+
+    def restarts(self) -> list[tuple[str, str, str]]:
+        """Of each job that is restarted: UUIDs of its first and newest run, and its request."""
+        return self._database.execute("SELECT uuid, newest, request FROM restart").fetchall()
+
+    def delete_restart(self, uuid: str) -> None:
+        """It is restarted no more."""
+        self._database.execute("DELETE FROM restart WHERE uuid = ?", (uuid,))
 
     def close(self) -> None:
         self._database.close()

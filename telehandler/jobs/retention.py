@@ -1,18 +1,20 @@
 """The removal of ended jobs: those over a bound, those that are deleted, and what a crash left half removed."""
 
+import asyncio
 import os
 import re
 import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from telehandler.common.turns import Threads
-from telehandler.jobs.records import Keep, Records
+from telehandler.jobs.records import Keep, Record, Records
 
 _THREADS = 2
+_AGAIN_S = 60.0
 _REMOVED = ".removed"
 # Nothing else is removed: the directory may have been somebody's before it was ours.
 _OURS = re.compile(rf"[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}({re.escape(_REMOVED)})?")
@@ -28,6 +30,8 @@ class Retention:
     def __init__(self, directory: Path, records: Records, keep: Keep) -> None:
         self._directory, self._records, self._keep = directory, records, keep
         self._threads = Threads("removal", _THREADS, _THREADS - 1)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.watched: Callable[[str], bool] = lambda uuid: False  # whether somebody reads this job's output
 
     async def remove(self, uuids: Iterable[str], user: str = "") -> None:
         """Ended jobs, for `user`; none: for the server itself. Raises OSError and sqlite3.Error."""
@@ -45,6 +49,27 @@ class Retention:
                 removed = []
                 self._records.delete(uuid)
         await self._remove_trees(removed, user)
+
+    def expire(self, record: Record, pause_s: float | None = None) -> None:
+        """Removes an ended job when it is time, if its user said so: later while it is watched, or `pause_s`."""
+        if record.remove_after_ms is None:
+            return
+        pause_s = record.remove_after_ms / 1000 if pause_s is None else pause_s
+        asyncio.get_running_loop().call_later(pause_s, self._expire, record)
+
+    def _expire(self, record: Record) -> None:
+        if record.remove_after_ms and self.watched(record.uuid):
+            return self.expire(record)
+        task = asyncio.get_running_loop().create_task(self._remove_expired(record))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _remove_expired(self, record: Record) -> None:
+        try:
+            await self.remove([record.uuid], record.owner)
+        except (OSError, sqlite3.Error) as error:
+            _tell(error)
+            self.expire(record, _AGAIN_S)
 
     async def prune(self) -> None:
         """Removes what is over a bound, the oldest first. Failures are told in the log: the next end tries again."""

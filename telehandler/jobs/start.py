@@ -13,7 +13,14 @@ from pathlib import Path
 
 from helper.wire import Stage
 from telehandler.common import bounds, capacity
-from telehandler.common.errors import Exhausted, HelperRefused, HelperUnavailable, RequestReused, ServerEnding
+from telehandler.common.errors import (
+    Exhausted,
+    HelperRefused,
+    HelperUnavailable,
+    NameTaken,
+    RequestReused,
+    ServerEnding,
+)
 from telehandler.common.turns import Turns
 from telehandler.jobs.helper_link import HelperLink, LiveJob, Unreceived
 from telehandler.jobs.helper_requests import Starter, explained, kill, release
@@ -21,6 +28,7 @@ from telehandler.jobs.job import Job, ended_job
 from telehandler.jobs.lifecycle import Lifecycle, new_log
 from telehandler.jobs.records import Record, Records
 from telehandler.jobs.request import Request
+from telehandler.jobs.restarts import Restarts
 from telehandler.output.log import JobLog
 
 
@@ -32,12 +40,20 @@ class Starts:
     """
 
     def __init__(
-        self, directory: Path, records: Records, lifecycle: Lifecycle, starter: Starter, max_jobs_per_user: int
+        self,
+        directory: Path,
+        records: Records,
+        lifecycle: Lifecycle,
+        starter: Starter,
+        restarts: Restarts,
+        max_jobs_per_user: int,
     ) -> None:
         self._directory, self._records, self._lifecycle, self._starter = directory, records, lifecycle, starter
+        self._restarts = restarts
         self._max_jobs_per_user = max_jobs_per_user  # 0: a share
         self._turns = Turns(bounds.MAX_STARTING_PER_USER)
         self._starting: Counter[str] = Counter()  # by owner
+        self._names: set[tuple[str, str]] = set()  # owners and given names of the starts under way
         self._tasks: set[asyncio.Task[Job]] = set()
         self._of_requests: dict[tuple[str, str], asyncio.Task[Job]] = {}  # by owner and request id
         self._closed = False
@@ -46,8 +62,8 @@ class Starts:
         """A running job, or the one that this request id has started already.
 
         A caller who is cancelled before it is the request's turn starts nothing; later, the start goes on. Raises
-        HelperRefused, HelperUnavailable, ServerEnding, RequestReused, or Exhausted: over a share, or where it could not
-        be kept.
+        HelperRefused, HelperUnavailable, ServerEnding, RequestReused, NameTaken, or Exhausted: over a share, or where
+        it could not be kept.
         """
         if found := await self._known(request):
             return found
@@ -70,16 +86,21 @@ class Starts:
     def _spawn(self, request: Request, link: HelperLink) -> "asyncio.Task[Job]":
         key = request.owner, request.request_id
         self._check_share(request.owner, link.max_jobs)
+        self.check_name(request)
+        if request.life.given_name:
+            self._names.add((request.owner, request.life.given_name))
         task = asyncio.get_running_loop().create_task(self._start(request, link))
         self._starting[request.owner] += 1
         self._tasks.add(task)
-        task.add_done_callback(lambda task: self._done(task, request.owner))
+        task.add_done_callback(lambda task: self._done(task, request))
         if request.request_id:
             self._of_requests[key] = task
             task.add_done_callback(lambda _: self._of_requests.pop(key))
         return task
 
-    def _done(self, task: "asyncio.Task[Job]", owner: str) -> None:
+    def _done(self, task: "asyncio.Task[Job]", request: Request) -> None:
+        owner = request.owner
+        self._names.discard((owner, request.life.given_name))
         self._tasks.discard(task)
         self._starting[owner] -= 1
         if not self._starting[owner]:
@@ -90,10 +111,24 @@ class Starts:
     def _check_share(self, owner: str, most: int) -> None:
         """Raises Exhausted when the owner has as many jobs as one user may have beside those of the others."""
         own = self._starting[owner] + sum(job.record.owner == owner for job in self._lifecycle.running.values())
+        waiting = self._restarts.waiting(owner)
         others = self._starting.total() + len(self._lifecycle.running) - own
         share = self._max_jobs_per_user or max(1, int((most - others) * bounds.SHARE_OF_JOBS))
-        if most and own >= share:
-            raise Exhausted(f"{own} of this user's jobs run, and one user may have {share} now: end some")
+        if most and own + waiting >= share:
+            text = f"{own} of this user's jobs run{f' and {waiting} wait for their restart' if waiting else ''}"
+            raise Exhausted(f"{text}, and one user may have {share} now: end some")
+
+    def check_name(self, request: Request) -> None:
+        """Raises NameTaken where another job, or a start, of the owner has the given name. Runs of one job share it."""
+        name, owner = request.life.given_name, request.owner
+        if not name or request.life.restart_of:
+            return
+        noted = (record for record in self._records.begun() if (record.owner, record.given_name) == (owner, name))
+        if record := self._records.named(owner, name) or next(noted, None):
+            text = f"the name {name} is that of the job {record.uuid}: remove that one, or choose another name"
+            raise NameTaken(text)
+        if (owner, name) in self._names:
+            raise NameTaken(f"a job of the name {name} is being started: choose another name")
 
     async def close(self) -> None:
         """No more starts; returns once none is under way."""
@@ -114,6 +149,7 @@ class Starts:
             log = new_log(self._directory, record)  # before it runs: what cannot be kept is not started
             if record.request_id and not self._records.begin(record):
                 raise HelperUnavailable("the helper has not answered a start of this request id: it is not known yet")
+            self._restarts.begin(record.uuid, request)
             live = await self._starter.start(link, request, uuids.UUID(record.uuid), full, parent)
             record.job_uid, record.start_ns = live.uid, time.time_ns()
             self._records.save(record)
@@ -122,6 +158,7 @@ class Starts:
             raise _explained(error, request) from None
         job = Job(record, log)
         self._lifecycle.follow(job, log, live, link)
+        self._restarts.follow(job, request)
         return job
 
     def _parent(self, request: Request) -> int:
@@ -150,11 +187,13 @@ class Starts:
         if link.lost or not isinstance(error, HelperUnavailable):
             with suppress(sqlite3.OperationalError):  # no room: as if the helper had not answered
                 self._records.forget(record)
+                self._records.delete_restart(record.uuid)
 
 
 def _new_record(request: Request) -> Record:
     """Of a job that is about to start."""
-    record = Record(str(uuids.uuid4()), request.owner, request.argv, start_ns=time.time_ns())
+    life = request.life._asdict()
+    record = Record(str(uuids.uuid4()), request.owner, request.argv, start_ns=time.time_ns(), **life)
     record.request_id, record.request_sha256 = request.request_id, request.request_sha256
     record.exec_in = request.exec_in
     if request.log_cap.max_bytes:

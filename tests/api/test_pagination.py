@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from telehandler.api import pagination
 from telehandler.api.pagination import Query
 from telehandler.common.states import State
-from telehandler.jobs.records import Cursor
+from telehandler.jobs.selection import Cursor
 
 EVERYBODYS = Query(None, frozenset())
 

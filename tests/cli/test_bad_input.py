@@ -48,6 +48,7 @@ def pair(server: Server, user: str = "client", root: str = "root") -> list[str]:
         (["client", "help", "bogus"], "See 'telehandler client --help'"),
         (["completion", "tcsh"], "tcsh"),
         (["client", "stop", "--stop-signal", "NOPE"], "NOPE"),
+        (["client", "signal", "--signal", "NOPE"], "NOPE"),
         (["client", "stop", "--stop-timeout", "-1"], "--stop-timeout"),
         (["client", "ls", "--state", "asleep"], "'running'"),
         (["client", "ls", "--limit", "0"], "--limit"),
@@ -115,7 +116,8 @@ def test_unknown_jobs(server: Server, tmp_path: Path) -> None:
     words = ["client", "status", "-s", f"localhost:{server.port}", *pair(server)]
     refused(telehandler(*words, "users/tele-tester/jobs/00000000-0000-0000-0000-000000000000"), "no such job")
     refused(telehandler(*words, "-j", str(tmp_path / "none")), "no JOB is given", "No such file")
-    refused(telehandler(*words, "not-a-uuid"), "UUID")
+    refused(telehandler(*words, "no name"), "UUID")
+    refused(telehandler(*words, "not-a-uuid"), "no such job")
     refused(telehandler(*words, "a/b"), "users/{user}/jobs/{uuid}")
     refused(telehandler(*words, "users/a/b/jobs/ab"), "users/{user}")
     refused(telehandler(*words, "a" * 37), "nor the beginning of a UUID")

@@ -32,6 +32,7 @@ def test_completion(shell: str) -> None:
         (["client", "run", "--mem"], ["--memory", "--memory-reservation"]),
         (["completion", ""], ["bash", "zsh", "fish"]),
         (["help", "client", "st"], ["stop", "status"]),
+        (["client", "si"], ["signal"]),
         (["help", "ver"], ["version"]),
     ],
 )

@@ -102,6 +102,7 @@ def test_who_may_not_and_where_there_is_nothing_to_join(server: Server, job: str
         {"limits": pb.Limits(memory_bytes=1 << 20)},
         {"profile": "host"},
         {"validate_only": True},
+        {"restart_policy": pb.RESTART_POLICY_ON_FAILURE},
     ],
 )
 def test_limits_and_a_profile_are_the_jobs(server: Server, ssl: Path, job: str, change: dict[str, object]) -> None:

@@ -11,6 +11,7 @@ WALL_CLOCK = {
     "telehandler/jobs/start.py _start": "when a job began, for its record",
     "telehandler/jobs/start.py _new_record": "the same, until it is known to run",
     "telehandler/jobs/lifecycle.py end": "when it ended",
+    "telehandler/jobs/restarts.py _start_next": "about when a job is started again, for who asks",
     "telehandler/output/log.py splice": "when output arrived",
     "telehandler/jobs/retention.py prune": "the age of an ended job, which may have ended under another server",
     "telehandler/output/watch.py _more": "how long until --until, a wall-clock time",

@@ -13,7 +13,8 @@ from telehandler.api import pagination
 from telehandler.api.pagination import Query
 from telehandler.common.errors import TelehandlerError
 from telehandler.common.states import Reason, State
-from telehandler.jobs.records import MAX_PAGE_BYTES, SCHEMA_VERSION, Cursor, Keep, Record, Records
+from telehandler.jobs.records import MAX_PAGE_BYTES, SCHEMA_VERSION, Keep, Record, Records
+from telehandler.jobs.selection import Cursor, Marks
 
 EVERYBODYS = Query(None, frozenset())
 FINAL = [State.COMPLETED, State.FAILED, State.STOPPED]
@@ -46,7 +47,7 @@ def _walk(records: Records, query: Query, size: int) -> Iterator[list[Record]]:
     token, more = "", True
     while more:
         after = pagination.unpack(query, token) if token else None
-        found, more = records.page(query.owner, query.states, after, size, query.prefix)
+        found, more = records.page(query.owner, query.states, after, size, query.prefix, query.marks)
         yield found
         token = pagination.pack(query, found[-1].cursor) if more else ""
 
@@ -124,7 +125,7 @@ def test_a_database_of_version_1_is_brought_up_and_nothing_is_lost(tmp_path: Pat
         assert records.surplus(Keep(output_bytes=12), 0) == by_end[:1]
         records.close()
     version = sqlite3.connect(tmp_path / "jobs.sqlite3").execute("PRAGMA user_version").fetchone()
-    assert version == (SCHEMA_VERSION,) == (3,)
+    assert version == (SCHEMA_VERSION,) == (4,)
 
 
 def test_a_database_of_version_2_is_brought_up_and_takes_request_ids(tmp_path: Path) -> None:
@@ -156,6 +157,79 @@ def test_a_database_of_version_2_is_brought_up_and_takes_request_ids(tmp_path: P
     records.close()
 
 
+def test_a_database_of_version_3_is_brought_up_and_takes_names_labels_and_restarts(tmp_path: Path) -> None:
+    _version(3, tmp_path).close()
+    for _ in range(2):
+        records = Records(tmp_path)
+        found, _ = records.page(None, [], None, 10)
+        assert [(r.owner, r.argv, r.given_name, r.labels, r.stop_signal, r.max_restarts) for r in found] == [
+            ("bubba", [b"sleep", b"99"], "", {}, 15, None),
+            ("tele-tester", [b"sleep", b"1000"], "", {}, 15, None),
+            ("tele-tester", [b"sh", b"-c", b"printf '\xff'"], "", {}, 15, None),
+        ]
+        assert [record.argv for record in records.begun()] == [[b"true"]]
+        assert (records.to_remove(), records.restarts(), records.named("bubba", "")) == ([], [], None)
+        records.close()
+    records = Records(tmp_path)
+    record = replace(found[0], given_name="build", labels={"a": "1"}, remove_after_ms=0, restarts=2, stop_signal=1)
+    records.save(record)  # an update does not name it: only what is new has a name
+    assert records.get(record.uuid) == record
+    records.close()
+
+
+def test_lists_are_by_names_and_labels(records: Records) -> None:
+    marks = [
+        ("build", {"a": "1", "b.c/d": ""}),
+        ("build-2", {"a": "2"}),
+        ("", {"a": "1", "x:y": "it's \\" + '"quoted"'}),
+        ("rebuild", {}),
+        ("", {}),
+    ]
+    made = []
+    for number, (name, labels) in enumerate(marks):
+        owner = "ann" if number != 3 else "bubba"
+        made.append(replace(_record(owner, State.COMPLETED, number, b"true"), given_name=name, labels=labels))
+        records.save(made[-1])
+
+    def found(owner: str | None, *names: str, **labels: str | None) -> list[int]:
+        wanted = Marks(names, tuple((key.replace("__", "b.c/d"), value) for key, value in labels.items()))
+        walked = list(_walk(records, Query(owner, frozenset(), "", wanted), 1))
+        return [made.index(record) for page in walked for record in page]
+
+    assert found(None, "build") == [3, 1, 0]
+    assert found("ann", "build") == [1, 0]
+    assert found("ann", "build-", "xyz") == [1]
+    assert found(None, "%") == found(None, "BUILD") == []
+    assert found(None, a=None) == [2, 1, 0]
+    assert found(None, a="1") == [2, 0]
+    assert found(None, a="1", __="") == [0]
+    assert found(None, a="1", __="x") == found(None, c=None) == []
+    assert found(None, "build", a="2") == [1]
+    assert found(None, **{"x:y": "it's \\" + '"quoted"'}) == [2]
+    assert records.named("ann", "build") == made[0]
+    assert records.named("ann", "rebuild") is records.named("bubba", "build") is None
+    newer = replace(_record("ann", State.RUNNING, 99, b"true"), given_name="build")
+    records.save(newer)
+    assert records.named("ann", "build") == newer
+
+
+def test_what_is_removed_by_itself_is_found(records: Records) -> None:
+    made = [replace(_record("ann", state, 1, b"true"), remove_after_ms=5) for state in (State.RUNNING, State.FAILED)]
+    for record in (*made, _record("ann", State.FAILED, 2, b"true")):
+        records.save(record)
+    assert records.to_remove() == made[1:]
+
+
+def test_restarts_are_kept_until_they_are_deleted(records: Records) -> None:
+    records.save_restart("first", "text")
+    records.move_restart("first", "second")
+    records.move_restart("none", "second")
+    assert records.restarts() == [("first", "second", "text")]
+    records.delete_restart("first")
+    records.delete_restart("first")
+    assert records.restarts() == []
+
+
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     database = _version(1, tmp_path)
     database.execute("UPDATE job SET record = '{' WHERE owner = 'bubba'")
@@ -174,7 +248,7 @@ def test_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
     database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     database.close()
     before = path.read_bytes()
-    with pytest.raises(TelehandlerError, match="records of version 4, this server knows up to 3: use the newer"):
+    with pytest.raises(TelehandlerError, match="records of version 5, this server knows up to 4: use the newer"):
         Records(tmp_path)
     assert path.read_bytes() == before
     path.unlink()
@@ -204,14 +278,18 @@ def test_lists_and_removal_go_by_an_index(tmp_path: Path) -> None:
             plans.extend(row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}"))
 
     records = Watched(tmp_path)
+    labels = (("k", "v"), ("l", None))
     for owner in (None, "ann"):
         for states in ([], FINAL):
             for after in (None, Cursor(1, "x")):
-                records.page(owner, states, after, 10)
+                for marks in (Marks(), Marks(("x",)), Marks((), labels), Marks(("x",), labels)):
+                    records.page(owner, states, after, 10, "", marks)
+    records.named("ann", "x")
+    records.to_remove()
     records.surplus(Keep(1, 1, 1), 0)
     records.running()
     records.of_request("ann", "x")
     records.close()
     database.close()
-    assert len(plans) == 12
+    assert len(plans) == 38
     assert [plan for plan in plans if "INDEX" not in plan or "TEMP B-TREE" in plan] == []

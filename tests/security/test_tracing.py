@@ -9,7 +9,7 @@ import pytest
 from support.bpf import ALLOW, ERRNO, verdict
 from support.helper_driver import PRELUDE, PYTHON, Helper, read_line
 
-from helper import seccomp
+from helper import confine
 from helper.wire import Type
 
 pytestmark = pytest.mark.usefixtures("as_root")
@@ -130,7 +130,7 @@ tell(tries)""")
 @pytest.mark.parametrize("request_", [OLDSETOPTIONS, SETOPTIONS, SEIZE])
 def test_s19_no_process_stops_on_its_way_out(helper: Helper, request_: int) -> None:
     """Two that trace each other would stop there, and no signal ends them: the job would never end."""
-    program = seccomp.program()
+    program = confine.FILTER
     for flags in (TRACEEXIT, TRACEEXIT | ALL_OTHERS, TRACEEXIT | 1 << 32):
         assert verdict(program, PTRACE, request_, 1, 0, flags) == ERRNO | errno.EPERM
         assert verdict(program, PTRACE, request_ | 1 << 32, 1, 0, flags) == ERRNO | errno.EPERM
