@@ -1,6 +1,7 @@
 """A stream worker's main: its spec, its channel to the api, and from there where to listen. See worker_wire.py."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -43,7 +44,9 @@ def _run(supervisor: socket.socket) -> None:
 
 async def _serve(supervisor: socket.socket, credentials: grpc.ServerCredentials, link_fd: int) -> None:
     reader, writer = await asyncio.open_unix_connection(sock=socket.socket(fileno=link_fd))
-    first = await worker_wire.receive(reader)
+    first = None
+    with contextlib.suppress(OSError):
+        first = await worker_wire.receive(reader)
     if first is None or first.kind is not Kind.HELLO:
         return
     hello: dict[str, Any] = first.fields()
@@ -54,11 +57,12 @@ async def _serve(supervisor: socket.socket, credentials: grpc.ServerCredentials,
     await server.start()
     control.send(supervisor, "serving")
     stopping = set()
-    while frame := await worker_wire.receive(reader):
-        if frame.kind is Kind.STOP:
-            stopping.add(asyncio.create_task(_stop(server, frame.fields()["grace_s"])))
-        else:
-            calls.take(frame)
+    with contextlib.suppress(OSError):  # a reset: the api has died with frames unread
+        while frame := await worker_wire.receive(reader):
+            if frame.kind is Kind.STOP:
+                stopping.add(asyncio.create_task(_stop(server, frame.fields()["grace_s"])))
+            else:
+                calls.take(frame)
     os._exit(0)  # without the api there is nothing to say: clients connect again
 
 

@@ -29,7 +29,7 @@ sys.path[:] = {path!r}
 try:
     from {module} import main
 except (ImportError, OSError) as error:
-    print("telehandler: the server's user cannot load the code of {what}:", error, file=sys.stderr)
+    print("telehandler: the server's user cannot load {what} code:", error, file=sys.stderr)
     sys.exit({status})
 main()
 """
@@ -129,7 +129,7 @@ class Child:
 class Api(Child):
     """The api process."""
 
-    module, what = "telehandler.api.process", "the api"
+    module, what = "telehandler.api.process", "the api's"
 
     def hand_over(self) -> None:
         """Has it end, and leave the jobs to the next."""

@@ -31,7 +31,7 @@ def most_that_help() -> int:
 class StreamWorker(Child):
     """A process beside the api that ends TLS and sends logs."""
 
-    module, what = "telehandler.stream_worker.process", "a stream worker"
+    module, what = "telehandler.stream_worker.process", "a stream worker's"
 
 
 class StreamWorkers:
