@@ -14,7 +14,6 @@ MOST_OF_PARTS = 1.5  # StartJob, of the helper alone and a bare call
 MOST_AMONG_LIVE = 1.3  # StartJob with many live jobs, of the same without
 MOST_IDLE_KIB = 100  # of one idle watcher
 MOST_P50_MS = 1.0
-LEAST_OF_ONE = 0.9  # what two processes deliver on two cores, of what one does
 _AT = 100  # watchers
 
 
@@ -63,9 +62,9 @@ def _found(result: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
         what = f"api, {row['job_mib']:,.0f} MiB job, {row['watchers']} watchers and {row['stopped']} stopped, MiB"
         yield what, row["peak_mib"], MOST_API_MIB, False
     if workers := result.get("stream_workers"):
-        for row in workers["ratios"]:
-            what = f"{row['processes']} processes to {row['watchers']} watchers, {row['data']}, of one"
-            yield what, row["ratio"], LEAST_OF_ONE, True
+        for row in workers["rows"]:
+            what = f"{row['processes']} processes, {row['watchers']} watchers of {row['data']}, each at its peak, MiB"
+            yield what, row["peak_mib"] / row["processes"], MOST_API_MIB, False
         for row in workers["latency"]:
             yield (
                 f"live latency at p50, {row['processes']} processes, {row['by']}, ms",

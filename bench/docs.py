@@ -240,9 +240,11 @@ def _calls(found: dict[str, Any]) -> str:
 
 
 def _stream_workers(found: dict[str, Any]) -> str:
-    heads = ["watchers", "what is sent", "processes", "MiB/s in all", "CPU-s/GiB", "spread", "at their peak, MiB"]
+    one = {(row["watchers"], row["data"]): row["mib_s"] for row in found["rows"] if row["processes"] == 1}
+    heads = ["watchers", "what is sent", "processes", "MiB/s in all", "of one", "CPU-s/GiB", "spread", "peak, MiB"]
     cells = [
         [row["watchers"], row["data"], row["processes"], f"{row['mib_s']:,.0f}"]
+        + [f"{row['mib_s'] / one[row['watchers'], row['data']]:.2f}"]
         + [f"{row[key]:.2f}" for key in ("cpu_s_per_gib", "spread")]
         + [f"{row['peak_mib']:.0f}"]
         for row in found["rows"]

@@ -22,7 +22,7 @@ def run(ground: Ground, watchers: list[int], total: int, rounds: int, lines: int
     rows: list[dict[str, Any]] = []
     for count in watchers:
         rows += _rows(ground, count, max(MIB, total // count), rounds)
-    return {"rows": rows, "ratios": _ratios(rows), "latency": _latency(ground, lines)}
+    return {"rows": rows, "latency": _latency(ground, lines)}
 
 
 def _rows(ground: Ground, count: int, size: int, rounds: int) -> list[dict[str, Any]]:
@@ -63,17 +63,6 @@ def _jobs(server: Server, size: int) -> dict[str, tuple[str, int]]:
     text = finished_job(client, text_command(size))
     client.close()
     return {"random": (random, size), "text": text}
-
-
-def _ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What more processes deliver, of what one does."""
-    one = {(row["watchers"], row["data"]): row["mib_s"] for row in rows if row["processes"] == 1}
-    return [
-        {key: row[key] for key in ("watchers", "data", "processes")}
-        | {"ratio": row["mib_s"] / one[row["watchers"], row["data"]]}
-        for row in rows
-        if row["processes"] > 1
-    ]
 
 
 def _latency(ground: Ground, lines: int) -> list[dict[str, Any]]:
