@@ -61,6 +61,17 @@ def _found(result: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
     for row in result.get("memory", []):
         what = f"api, {row['job_mib']:,.0f} MiB job, {row['watchers']} watchers and {row['stopped']} stopped, MiB"
         yield what, row["peak_mib"], MOST_API_MIB, False
+    if workers := result.get("stream_workers"):
+        for row in workers["rows"]:
+            what = f"{row['processes']} processes, {row['watchers']} watchers of {row['data']}, each at its peak, MiB"
+            yield what, row["peak_mib"] / row["processes"], MOST_API_MIB, False
+        for row in workers["latency"]:
+            yield (
+                f"live latency at p50, {row['processes']} processes, {row['by']}, ms",
+                row["p50_ms"],
+                MOST_P50_MS,
+                False,
+            )
 
 
 def _of_plain(row: dict[str, Any]) -> float:

@@ -239,6 +239,22 @@ def _calls(found: dict[str, Any]) -> str:
     return _table(heads, [times + rates + [f"{found[key]:.2f}" for key in ("burst_first_s", "burst_s")]])
 
 
+def _stream_workers(found: dict[str, Any]) -> str:
+    one = {(row["watchers"], row["data"]): row["mib_s"] for row in found["rows"] if row["processes"] == 1}
+    heads = ["watchers", "what is sent", "processes", "MiB/s in all", "of one", "CPU-s/GiB", "spread", "peak, MiB"]
+    cells = [
+        [row["watchers"], row["data"], row["processes"], f"{row['mib_s']:,.0f}"]
+        + [f"{row['mib_s'] / one[row['watchers'], row['data']]:.2f}"]
+        + [f"{row[key]:.2f}" for key in ("cpu_s_per_gib", "spread")]
+        + [f"{row['peak_mib']:.0f}"]
+        for row in found["rows"]
+    ]
+    times = [
+        [row["processes"], row["by"]] + [f"{row[key]:.2f}" for key in ("p50_ms", "p99_ms")] for row in found["latency"]
+    ]
+    return _table(heads, cells) + "\n" + _table(["processes", "a live line comes by", "p50, ms", "p99, ms"], times)
+
+
 # By the name of the marker: the part of a result, and what makes a table of it.
 _TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "machine": ("machine", _machine),
@@ -254,6 +270,7 @@ _TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "calls": ("start_calls", _calls),
     "idle": ("idle", _idle),
     "memory": ("memory", _memory),
+    "workers": ("stream_workers", _stream_workers),
 }
 
 

@@ -88,23 +88,23 @@ def raw(ground: Ground, count: int, size: int) -> Measure:
     sender = start("bench.sender", ground.pair("server") | {"connections": count, "size": size})
     try:
         reader = ground.reader(int(read(sender)), count, None)
-        return _timed(reader, sender.pid, size)
+        return timed(reader, [sender.pid], size)
     finally:
         end(sender)
 
 
 def grpc(ground: Ground, server: Server, count: int, name: str, size: int, zstd: bool) -> Measure:
     reader = ground.reader(server.port, count, watch_request(name, zstd))
-    return _timed(reader, server.children()["api"], size, may_be_less=zstd)
+    return timed(reader, [server.children()["api"]], size, may_be_less=zstd)
 
 
-def _timed(reader: "subprocess.Popen[str]", pid: int, size: int, may_be_less: bool = False) -> Measure:
-    """From the word to begin until all have everything. Raises AssertionError when one has not."""
+def timed(reader: "subprocess.Popen[str]", pids: list[int], size: int, may_be_less: bool = False) -> Measure:
+    """From the word to begin until all have everything. Raises AssertionError when one has not. `pids`: the senders."""
     try:
-        before = cpu_s(pid)
+        before = sum(map(cpu_s, pids))
         tell(reader, "")
         answer = json.loads(read(reader))
-        used = cpu_s(pid) - before
+        used = sum(map(cpu_s, pids)) - before
     finally:
         end(reader)
     counts: list[int] = answer["bytes"]

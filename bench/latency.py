@@ -25,31 +25,41 @@ _JOB = (
 def run(ground: Ground, count: int) -> dict[str, Any]:
     with ground.server() as server:
         client = client_of(server)
-        job = start_job(client, ["/usr/bin/python3", "-c", _JOB.format(count=count, period=PERIOD_MS / 1000)])
-        taken = sorted(_watch(ground, server, job))
+        job = start_job(client, command(count))
+        with channel(ground, server) as opened:
+            row = measure(opened, job, count)
         client.close()
-    if len(taken) != count:
-        raise AssertionError(f"{len(taken)} lines came, {count} were written")
-    row = {"lines": count, "period_ms": PERIOD_MS, "p50_ms": statistics.median(taken)}
-    row |= {"p99_ms": taken[int(len(taken) * 0.99)], "max_ms": taken[-1]}
     print(f"  p50 {row['p50_ms']:.2f} ms, p99 {row['p99_ms']:.2f} ms of {count} lines", flush=True)
     return row
 
 
-def _watch(ground: Ground, server: Server, name: str) -> list[float]:
+def command(count: int) -> list[str]:
+    """Prints the time, so many times."""
+    return ["/usr/bin/python3", "-c", _JOB.format(count=count, period=PERIOD_MS / 1000)]
+
+
+def measure(opened: grpc.Channel, name: str, count: int) -> dict[str, Any]:
+    """Of the job of `command`, as one connection gets it. Raises AssertionError when lines are missing."""
+    taken = sorted(_watch(opened, name))
+    if len(taken) != count:
+        raise AssertionError(f"{len(taken)} lines came, {count} were written")
+    row = {"lines": count, "period_ms": PERIOD_MS, "p50_ms": statistics.median(taken)}
+    return row | {"p99_ms": taken[int(len(taken) * 0.99)], "max_ms": taken[-1]}
+
+
+def _watch(opened: grpc.Channel, name: str) -> list[float]:
     """Milliseconds for each line. grpc alone: what a client does with the output is its own time."""
-    with channel(ground, server) as opened:
-        method = opened.unary_stream(
-            WATCH,
-            request_serializer=pb.WatchJobOutputRequest.SerializeToString,
-            response_deserializer=pb.JobOutput.FromString,
-        )
-        taken, rest = [], b""
-        for output in method(pb.WatchJobOutputRequest(name=name)):
-            now = time.time_ns()
-            *lines, rest = (rest + output.data).split(b"\n")
-            taken += [(now - int(line)) / 1e6 for line in lines]
-        return taken
+    method = opened.unary_stream(
+        WATCH,
+        request_serializer=pb.WatchJobOutputRequest.SerializeToString,
+        response_deserializer=pb.JobOutput.FromString,
+    )
+    taken, rest = [], b""
+    for output in method(pb.WatchJobOutputRequest(name=name)):
+        now = time.time_ns()
+        *lines, rest = (rest + output.data).split(b"\n")
+        taken += [(now - int(line)) / 1e6 for line in lines]
+    return taken
 
 
 def channel(ground: Ground, server: Server) -> grpc.Channel:

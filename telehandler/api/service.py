@@ -19,6 +19,7 @@ from telehandler.api.auth import AuthError, Caller, caller_of
 from telehandler.api.responses import Context
 from telehandler.api.tls import TLS_VERSION
 from telehandler.api.validation import Refusal
+from telehandler.api.worker_link import WorkerCall
 from telehandler.common import bounds, limits
 from telehandler.common.errors import HelperRefused
 from telehandler.common.turns import Threads, Turns
@@ -28,15 +29,20 @@ from telehandler.jobs.manager import Jobs
 from telehandler.jobs.records import name_of
 from telehandler.output import watch
 from telehandler.output.chunks import Chunks
+from telehandler.output.log import JobLog
 from telehandler.pb import telehandler_pb2 as pb
 
 SERVICE = "telehandler.v1.TelehandlerService"
 ORIGINAL_SERVICE = "drrev.telehandler.foreman.v1alpha1.ForemanService"
+_WATCH = "WatchJobOutput"
 _NO_JOB = "no such job, or not yours"
 
 
 class Service:
-    """Handlers by RPC name. A handler gets the caller; what has no handler is not served."""
+    """Handlers by RPC name, for calls that come here or to a stream worker. A handler gets the caller.
+
+    What has no handler is not served.
+    """
 
     def __init__(self, jobs: Jobs, admins: frozenset[str], max_calls: int) -> None:
         self._chunks = Chunks()
@@ -45,31 +51,36 @@ class Service:
         self._lists = Turns(1, 1)  # a page is some ten milliseconds of the event loop
         self._tails = Threads("tail", 2, 1)
 
-    def handlers(self) -> list[grpc.GenericRpcHandler]:
-        """All RPCs under our name, and under the original's."""
-        unary: dict[str, tuple[Any, Callable[[Any, Caller, Context], Awaitable[Any]]]] = {
+    def methods(self) -> dict[str, Callable[[Any, Context], Any]]:
+        """What answers each RPC, by its path: all under our name, and those of the original under its own."""
+        calls: dict[str, tuple[type[Message], Callable[[Any, Caller, Context], Awaitable[Any]]]] = {
             "StartJob": (pb.StartJobRequest, self.start_job),
             "StopJob": (pb.StopJobRequest, self.stop_job),
             "ListJobs": (pb.ListJobsRequest, self.list_jobs),
             "DeleteJob": (pb.DeleteJobRequest, self.delete_job),
             "GetJobStatus": (pb.GetJobStatusRequest, self.get_job_status),
             "SignalJob": (pb.SignalJobRequest, self.signal_job),
+            _WATCH: (pb.WatchJobOutputRequest, self.watch_job_output),
         }
-        # On the wire a request is a stream of one message. As a stream a handler has it from the headers on, so that
-        # the caller is known, and counted, before anything of the message is read: grpc would read it first.
-        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: _unary(self._call(handler, message)) for name, (message, handler) in unary.items()
-        }
-        # No serialiser: chunks are serialised once for all watchers.
-        methods["WatchJobOutput"] = grpc.stream_stream_rpc_method_handler(
-            self._call(self.watch_job_output, pb.WatchJobOutputRequest)
-        )
-        original = {name: methods[name] for name in ("StopJob", "GetJobStatus", "WatchJobOutput")}
-        original["StartJob"] = _unary(self._call(self.start_merged, pb.StartJobRequest))
-        return [
-            grpc.method_handlers_generic_handler(SERVICE, methods),
-            grpc.method_handlers_generic_handler(ORIGINAL_SERVICE, original),
-        ]
+        methods = {name: self._call(handler, message) for name, (message, handler) in calls.items()}
+        original = {name: methods[name] for name in ("StopJob", "GetJobStatus", _WATCH)}
+        original["StartJob"] = self._call(self.start_merged, pb.StartJobRequest)
+        found = {f"/{SERVICE}/{name}": method for name, method in methods.items()}
+        return found | {f"/{ORIGINAL_SERVICE}/{name}": method for name, method in original.items()}
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        """`methods`, for grpc.
+
+        On the wire a request is a stream of one message. As a stream a handler has it from the headers on, so that
+        the caller is known, and counted, before anything of the message is read: grpc would read it first.
+        """
+        by_service: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
+        for path, method in self.methods().items():
+            _, service, name = path.split("/")
+            # No serialiser for output: chunks are serialised once for all watchers.
+            handler = grpc.stream_stream_rpc_method_handler(method) if name == _WATCH else _unary(method)
+            by_service.setdefault(service, {})[name] = handler
+        return [grpc.method_handlers_generic_handler(name, methods) for name, methods in by_service.items()]
 
     async def start_job(
         self, request: pb.StartJobRequest, caller: Caller, context: Context, merge_stderr: bool = False
@@ -175,17 +186,25 @@ class Service:
     async def watch_job_output(self, request: pb.WatchJobOutputRequest, caller: Caller, context: Context) -> None:
         job = self._find(request.name, caller)
         log = self._jobs.open_log(job)
-        self._chunks.join(self._jobs.running)
         try:
             options = await validation.watch_options(request, log, partial(self._tails.run, caller.name))
-            async for message in watch.messages(log, self._chunks, options):
-                await context.write(message)
+            if isinstance(context, WorkerCall):
+                await context.watch(job.record.uuid, log, options)
+            else:
+                await self._send(log, options, context)
             if log.ended:
                 await job.ended.wait()
                 context.set_trailing_metadata(responses.end_metadata(job))
         finally:
-            self._chunks.leave()
             log.release()
+
+    async def _send(self, log: JobLog, options: watch.WatchOptions, context: Context) -> None:
+        self._chunks.join(self._jobs.running)
+        try:
+            async for message in watch.messages(log, self._chunks, options):
+                await context.write(message)
+        finally:
+            self._chunks.leave()
 
     # What every call goes through
 

@@ -38,6 +38,12 @@ from telehandler.common.bounds import MAX_CALLS_PER_USER, MAX_CONNECTIONS
     help="Jobs of one user that run; default: three quarters of what the policy allows and others leave.",
 )
 @click.option(
+    "--stream-workers",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="Processes that serve streams: the api, and N - 1 beside it on the same port; default: one for two cores.",
+)
+@click.option(
     "--on-stop",
     type=click.Choice(["kill", "drain"]),
     default="kill",

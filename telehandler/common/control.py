@@ -6,6 +6,7 @@ A SOCK_SEQPACKET socketpair; one datagram is one JSON object of at most MAX_MESS
 |---|---|
 | spec | what to serve, as `spec`; the first message, once |
 | link | one fd, the socket to a helper; the first one starts the serving, a later one is of a new helper |
+| worker | one fd, the socket to a new stream worker |
 | drain | no more starts; end once no job runs |
 | hand-over | end now, and leave the jobs to the next api |
 | end | kill every job, tell its watchers, end |
@@ -14,6 +15,8 @@ A SOCK_SEQPACKET socketpair; one datagram is one JSON object of at most MAX_MESS
 |---|---|
 | ready | the spec is good: a link may come |
 | serving | it listens |
+
+A stream worker has such a channel too: it gets its spec, and as its link the socket to the api; see worker_wire.py.
 
 The end of the channel is the end of the process at its other end. The supervisor takes nothing else from an api, which
 may have been taken over: an api that says anything else is ended.
@@ -28,7 +31,7 @@ from telehandler.common import fds
 from telehandler.common.errors import TelehandlerError
 
 MAX_MESSAGE = 64 * 1024  # bytes
-_FDS = {"spec": 0, "link": 1, "drain": 0, "hand-over": 0, "end": 0, "ready": 0, "serving": 0}
+_FDS = {"spec": 0, "link": 1, "worker": 1, "drain": 0, "hand-over": 0, "end": 0, "ready": 0, "serving": 0}
 
 
 class Message(NamedTuple):

@@ -87,6 +87,14 @@ class Rate:
         self._ns = self._ns * _FADING + max(time.monotonic_ns() - since_ns, 1)
 
 
+class Dropped(Exception):
+    """What was to be read has been dropped meanwhile: `floor` is where the log begins now."""
+
+    def __init__(self, floor: int) -> None:
+        super().__init__(floor)
+        self.floor = floor
+
+
 class Framed(NamedTuple):
     """A serialised JobOutput of the bytes up to `end`; `size` is the log's when it was made. `compressed`: by zstd."""
 
@@ -157,7 +165,7 @@ class Chunks:
         return _ZSTD_PAYS_BELOW * max(self._compressing.bytes_s, _LEAST_COMPRESSING_BYTES_S)
 
     async def get(self, log: JobLog, offset: int, exact: bool, zstd: bool) -> Framed:
-        """The chunk at `offset`, which lies before the log's size. Raises OSError when it cannot be read."""
+        """The chunk at `offset`, which lies before the log's size. Raises OSError when it cannot be read, Dropped."""
         key = _Key(log.serial, offset, self.chunk_bytes(), exact, zstd)
         if found := self._kept(key, log):
             return found
@@ -237,12 +245,15 @@ class Chunks:
         output = pb.JobOutput(stream=pb.OutputStream.Name(segment.stream), offset=offset, time=when)
         compressed = self._compressed(log, offset, end) if key.zstd else None
         if compressed:
+            _check_kept(log, offset)
             output.length = end - offset
             head = output.SerializeToString() + _ZSTD_FIELD + _varint(len(compressed))
             return Framed(end, size, head + compressed, compressed=True)
         # The bytes come last and are read into their place; protobuf itself would copy them in and out.
         head = output.SerializeToString() + _DATA_FIELD + _varint(end - offset)
-        return Framed(end, size, log.read_behind(head, offset, end - offset))
+        message = log.read_behind(head, offset, end - offset)
+        _check_kept(log, offset)
+        return Framed(end, size, message)
 
     def _compressed(self, log: JobLog, offset: int, end: int) -> bytes | None:
         """One zstd frame, where it pays. What does not compress is tried again some bytes later."""
@@ -266,3 +277,9 @@ class Chunks:
 
 def _boundary(key: _Key) -> int:
     return (key.offset // key.size + 1) * key.size
+
+
+def _check_kept(log: JobLog, offset: int) -> None:
+    """What was just read there may have become a hole before, which reads as zeros. Raises Dropped."""
+    if log.drops and (floor := log.first_kept()) > offset:
+        raise Dropped(floor)

@@ -25,6 +25,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
+from telehandler.output import message_bytes
 from telehandler.output.compressed_chunks import CompressedChunks
 
 CHUNK_BYTES = 256 * 1024  # the most that a segment holds, and what is read back at once
@@ -37,12 +38,6 @@ _RUN_SEGMENTS = 4096  # of one chunk: who reads single bytes takes no more than 
 _BLOCK_BYTES = 4096  # holes begin and end at these
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.pread.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_long]
-_libc.pread.restype = ctypes.c_ssize_t
-_new_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
-_new_bytes.argtypes, _new_bytes.restype = [ctypes.c_void_p, ctypes.c_ssize_t], ctypes.py_object
-_address_of = ctypes.pythonapi.PyBytes_AsString
-_address_of.argtypes, _address_of.restype = [ctypes.py_object], ctypes.c_void_p
 _serials = count()
 
 
@@ -65,6 +60,16 @@ NO_CAP = Cap()
 
 class LogFull(OSError):
     """The cap is reached, and the log keeps what it has."""
+
+
+class State(NamedTuple):
+    """What a reader in another process must know besides the files: see FollowedLog."""
+
+    size: int
+    records: int
+    last: tuple[int, int, int]  # the last record
+    floor: int
+    ended: bool
 
 
 class Segment(NamedTuple):
@@ -205,6 +210,10 @@ class JobLog:
 
     # Reading
 
+    @property
+    def state(self) -> State:
+        return State(self.size, self._count, self._last, self.floor, self.ended)
+
     async def wait(self, offset: int) -> bool:
         """True once there is output behind `offset`, False when the log has ended without any."""
         while self.size <= offset and not self.ended:
@@ -244,21 +253,12 @@ class JobLog:
         return os.pread(self._spool_fd, length, offset)
 
     def read_behind(self, head: bytes, offset: int, length: int) -> bytes:
-        """`head` and the `length` bytes at `offset`, in one piece, copied once. Raises OSError, also when cut short.
+        """`head` and the `length` bytes at `offset`, in one piece, copied once. Raises OSError, also when cut short."""
+        return message_bytes.read_behind(self._spool_fd, head, offset, length)
 
-        PyBytes_FromStringAndSize gives an object whose bytes may be written before anyone else has it (Python's C API).
-        """
-        message: bytes = _new_bytes(None, len(head) + length)
-        address = _address_of(message)
-        ctypes.memmove(address, head, len(head))
-        done = 0
-        while done < length:
-            count = _libc.pread(self._spool_fd, address + len(head) + done, length - done, offset + done)
-            if count <= 0:
-                number = ctypes.get_errno() if count else errno.EIO
-                raise OSError(number, os.strerror(number))
-            done += count
-        return message
+    def first_kept(self) -> int:
+        """Where the hole ends, by the file itself; in any thread."""
+        return _first_data(self._spool_fd)
 
     def at_time(self, time_ns: int) -> int:
         """The offset of the first segment that began at `time_ns` or later; the size when there is none."""

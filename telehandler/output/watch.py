@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from itertools import islice
 from typing import NamedTuple
 
-from telehandler.output.chunks import Chunks, Rate
+from telehandler.output.chunks import Chunks, Dropped, Rate
 from telehandler.output.log import JobLog, Segment, Stream
 from telehandler.pb import telehandler_pb2 as pb
 
@@ -49,7 +49,11 @@ async def messages(log: JobLog, chunks: Chunks, options: WatchOptions) -> AsyncI
                     continue
                 offset = segment.offset
             zstd = options.zstd and drained.bytes_s < chunks.compressing_pays_bytes_s * log.takers
-            chunk = await chunks.get(log, offset, exact, zstd)
+            try:
+                chunk = await chunks.get(log, offset, exact, zstd)
+            except Dropped as dropped:
+                log.floor = max(log.floor, dropped.floor)
+                continue
             chunks.prepare(log, chunk.end, exact, zstd)
             offset, began_ns = chunk.end, time.monotonic_ns()
             yield chunk.message  # until grpc takes the next one

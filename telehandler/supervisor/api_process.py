@@ -1,4 +1,4 @@
-"""An api process as the supervisor has it: started, told, stopped. No grpc in here."""
+"""An api or stream worker as the supervisor has it: started, told, stopped. No grpc in here."""
 
 import contextlib
 import fcntl
@@ -27,9 +27,9 @@ _CODE = """
 import sys
 sys.path[:] = {path!r}
 try:
-    from telehandler.api.process import main
+    from {module} import main
 except (ImportError, OSError) as error:
-    print("telehandler: the server's user cannot load the api's code:", error, file=sys.stderr)
+    print("telehandler: the server's user cannot load {what} code:", error, file=sys.stderr)
     sys.exit({status})
 main()
 """
@@ -59,15 +59,17 @@ class Files:
                 os.close(fd)
 
 
-class Api:
+class Child:
     """Owns the process, its pidfd and our end of its control channel."""
+
+    module = what = ""
 
     def __init__(self, spec: dict[str, Any], files: Files, paths: list[int]) -> None:
         """Started as root, it finds its code through `paths`, directories that were opened as root: a checkout below
         /root cannot be entered by the user it runs as.
         """
         path = [f"/proc/self/fd/{fd}" for fd in paths] or sys.path
-        code = _CODE.format(path=path, status=EXIT_OURS)
+        code = _CODE.format(path=path, status=EXIT_OURS, module=self.module, what=self.what)
         interpreter = getattr(sys, "_base_executable", sys.executable)
         self.files = files
         self.channel, theirs = control.pair()
@@ -112,11 +114,6 @@ class Api:
         self.serving |= kind == "serving"
         return kind
 
-    def hand_over(self) -> None:
-        """Has it end, and leave the jobs to the next."""
-        self.handing_over, self.deadline = True, time.monotonic() + STOP_S
-        self.tell("hand-over")
-
     def kill(self) -> None:
         self.deadline = math.inf
         self._process.send_signal(signal.SIGKILL)
@@ -127,6 +124,17 @@ class Api:
         self.channel.close()
         os.close(self.pidfd)
         return status
+
+
+class Api(Child):
+    """The api process."""
+
+    module, what = "telehandler.api.process", "the api's"
+
+    def hand_over(self) -> None:
+        """Has it end, and leave the jobs to the next."""
+        self.handing_over, self.deadline = True, time.monotonic() + STOP_S
+        self.tell("hand-over")
 
 
 def _write_sealed(fd: int, data: bytes) -> None:

@@ -17,6 +17,7 @@ from telehandler.common import capacity
 from telehandler.common.errors import EXIT_OURS, HelperNotNow, HelperUnavailable, TelehandlerError
 from telehandler.supervisor.api_process import Api, Files
 from telehandler.supervisor.helper_process import Helpers
+from telehandler.supervisor.stream_workers import StreamWorkers
 
 KILL_S = 10.0  # for the api to kill every job and tell its watchers
 # timeout(1) signals its child, and then its group: the child gets one order twice.
@@ -68,6 +69,7 @@ class Supervisor:
         self._draining = self._killing = False
         self._drained_since, self._drain_order = -math.inf, 0
         self._api_restarts, self._helper_restarts = Restarts(), Restarts()
+        self._workers = StreamWorkers(spec, paths, Restarts())
         self._link_lives = True
         self._was_ready = False  # an api was: what keeps another from it may pass
         # Times by the monotonic clock.
@@ -81,6 +83,7 @@ class Supervisor:
                 self._wait()
             return self._status
         finally:
+            self._workers.end()
             for api in self._apis():
                 api.kill()
                 api.wait()
@@ -102,6 +105,7 @@ class Supervisor:
         if self._api_due <= now:
             self._api_due = math.inf
             self._start_api()
+        self._workers.do_what_is_due(now)
 
     def _wait(self) -> None:
         """For the next event, and acts on it."""
@@ -113,14 +117,18 @@ class Supervisor:
             poll.register(api.pidfd, select.POLLIN)
             if not api.deaf:
                 poll.register(api.channel, select.POLLIN)
+        for fd in self._workers.fds():
+            poll.register(fd, select.POLLIN)
         if self._link_lives:
             poll.register(self._helpers.link, 0)  # for POLLHUP: its messages are the api's
-        due = min(self._api_due, self._helper_due, self._ending_due, *(api.deadline for api in self._apis()), math.inf)
+        dues = self._api_due, self._helper_due, self._ending_due, self._workers.due
+        due = min(*dues, *(api.deadline for api in self._apis()))
         timeout_s = min(max(due - time.monotonic(), 0), _MAX_WAIT_S)
         ready = [fd for fd, _ in poll.poll(math.ceil(timeout_s * 1000))]
         if self._wake_fd in ready:
             for number in os.read(self._wake_fd, 64):
                 self._on_signal(number)
+        self._workers.on_ready(ready)
         for api in self._apis():
             if api.pidfd in ready:
                 self._on_api_end(api)
@@ -148,7 +156,10 @@ class Supervisor:
                 self._api.tell("drain")
 
     def _on_message(self, api: Api) -> None:
-        if api.hear() != "ready":
+        kind = api.hear()
+        if kind == "serving" and api is self._api:
+            self._workers.serve(api)
+        if kind != "ready":
             return
         self._was_ready = True
         if api is self._api:
@@ -162,6 +173,7 @@ class Supervisor:
             self._next = None
             return _say("the new api cannot start, for the reason above: the one before goes on")
         self._api = None
+        self._workers.end()  # they are that api's, and the place to listen must be free for the next
         if self._killing or (self._draining and status == 0 and not api.handing_over):
             self._status = 0
         elif self._next:

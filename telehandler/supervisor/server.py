@@ -11,6 +11,7 @@ from telehandler.supervisor import caller
 from telehandler.supervisor.api_process import Files
 from telehandler.supervisor.helper_process import Helpers
 from telehandler.supervisor.restarts import Supervisor
+from telehandler.supervisor.stream_workers import most_that_help
 
 HELPER_STOP_S = 15.0
 
@@ -29,6 +30,7 @@ class Options(NamedTuple):
     max_connections: int
     max_calls_per_user: int
     max_jobs_per_user: int  # 0: a share
+    stream_workers: int | None  # processes that serve streams, the api among them; None: as many as help here
     drain_s: float | None  # how long SIGTERM waits for the jobs that run; None: it kills them
 
 
@@ -58,6 +60,7 @@ def serve(options: Options) -> int:
             "max_connections": options.max_connections,
             "max_calls_per_user": options.max_calls_per_user,
             "max_jobs_per_user": options.max_jobs_per_user,
+            "stream_workers": options.stream_workers or most_that_help(),
             "cwd": process_state.working_directory(),
             "tls_files": names,
         }

@@ -64,7 +64,9 @@ class Server:
             arguments += [flag, str(self.ssl / name)]
         arguments += ["--helper-policy", str(self.policy)] if self.policy else []
         arguments += [word for name in self.admins for word in ("--admin", name)]
-        return [*arguments, *self.options]
+        # Whatever the machine's default: which process a connection meets is the kernel's choice.
+        alone = [] if "--stream-workers" in self.options else ["--stream-workers", "1"]
+        return [*arguments, *alone, *self.options]
 
     def start(self) -> None:
         with self.log.open("wb") as log:
