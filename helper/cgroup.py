@@ -73,10 +73,11 @@ def facts(dir_fd: int) -> dict[str, int]:
 
 def remove(path: str) -> bool:
     """Removes a cgroup and its descendants, deepest first; False while something lives in it."""
-    # `path` itself once more: that takes no fd, which there may be none of.
-    for directory in (*(found for found, _, _ in os.walk(path, topdown=False)), path):
-        with suppress(OSError):  # EBUSY
-            os.rmdir(directory)
+    # `path` itself first: mostly that is all, and it takes no fd, which there may be none of.
+    for directories in ([path], (found for found, _, _ in os.walk(path, topdown=False))):
+        for directory in directories:
+            with suppress(OSError):  # EBUSY
+                os.rmdir(directory)
     return not os.path.exists(path)
 
 

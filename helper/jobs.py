@@ -38,7 +38,6 @@ class Job:
         self.deadline = time.monotonic() + START_S  # of its state
         self.state, self.pid = JobState.STARTING, -1
         self.fds: dict[str, int] = {}
-        self.status = b""  # what the status pipe said
         self.failure: Refusal | None = None  # why it never ran
         self.facts = {"handle": handle, "killed": 0, "timed_out": 0}  # EXITED's fields
 
@@ -81,7 +80,7 @@ class Jobs:
             raise Refusal(stage, error.errno or errno.EIO, f"{stage.name.lower()}: {error.strerror}") from None
         job.fds |= fds
         self.table[job.handle] = job
-        self._events.watch(fds["status"], select.POLLIN, lambda _: self._read_status(job))
+        self._events.watch(fds["status"], 0, lambda _: self._read_status(job))
         self._events.watch(fds["pidfd"], select.POLLIN, lambda _: self._reap(job))
 
     def turn(self) -> None:
@@ -100,7 +99,7 @@ class Jobs:
 
     def give_up(self, job: Job, number: int, cause: str) -> None:
         """Ends a job that is STARTING; its START is answered with ERROR once it is gone."""
-        stage = Stage.EXEC if job.status == init.EXEC_NEXT else Stage.CLONE
+        stage = Stage.EXEC if _said(job) == init.EXEC_NEXT else Stage.CLONE
         job.failure = Refusal(stage, number, f"the start was ended before the command ran: {cause}")
         self.kill_job(job)
 
@@ -129,27 +128,25 @@ class Jobs:
             os.closerange(fd, fd + 1)  # whatever close(2) says, it is closed
 
     def _read_status(self, job: Job) -> None:
-        """The status pipe: EOF after E is a successful exec, the only thing that makes a job run."""
-        with suppress(BlockingIOError):
-            piece = os.read(job.fds["status"], 64)
-            job.status += piece
-            if piece and len(job.status) < 64:
-                return
+        """The status pipe has ended: after E alone by a successful exec, the only thing that makes a job run."""
+        status = _said(job)
         self._close(job, "status")
         if job.failure:
             return
-        if job.status == init.EXEC_NEXT:
+        if status == init.EXEC_NEXT:
             if "terminal" in job.fds:
                 try:
                     self._close(job, "stdout")
                     job.fds["stdout"] = spawn.receive_terminal(job.fds.pop("terminal"))
                     job.fds["stdin"] = os.dup(job.fds["stdout"])
                 except OSError as failed:  # no fd is free
-                    return self.give_up(job, failed.errno or errno.EIO, "its terminal could not be received")
+                    text = f"the start failed: its terminal could not be received: {failed.strerror}"
+                    job.failure = Refusal(Stage.CLONE, failed.errno or errno.EIO, text)
+                    return self.kill_job(job)
             job.state, job.deadline = JobState.RUNNING, time.monotonic() + job.timeout_s
             self._link.send(Type.STARTED, job.request_id, job.handed(), handle=job.handle, uid=job.uid)
             return
-        report = job.status.removeprefix(init.EXEC_NEXT)
+        report = status.removeprefix(init.EXEC_NEXT)
         whole = len(report) == init.STATUS.size  # else the init died without a word
         number, error = init.STATUS.unpack(report) if whole else (Stage.CLONE, errno.EIO)
         cause = os.strerror(error) if whole else "it died before exec, perhaps of too little memory"
@@ -196,3 +193,10 @@ class Jobs:
             self.forget(job)
             return self._link.refuse(job.request_id, job.failure)
         self._link.send(Type.EXITED, 0, **job.facts)
+
+
+def _said(job: Job) -> bytes:
+    """What is in the status pipe: all that it will ever say, once it has ended, whose POLLHUP is what we wait for."""
+    with suppress(BlockingIOError):
+        return os.read(job.fds["status"], 64)
+    return b""

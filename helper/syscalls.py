@@ -28,8 +28,19 @@ SI_QUEUE = -1  # si_code of a signal with a value
 
 _ALL_CPUS = b"\xff" * 1024  # of the 8,192 that x86_64 can have, the kernel takes what there is
 
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog. A type of ours, because a buffer's would be made anew in each child."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
+
+
 # PyDLL keeps the GIL: clone3 must return in the child with the interpreter's locks as they were.
 _libc = ctypes.PyDLL(None, use_errno=True)
+# Looked up here, once: what the helper itself does not call, each child would look up anew.
+_mount, _umount2, _unshare, _prctl = _libc.mount, _libc.umount2, _libc.unshare, _libc.prctl
+_personality, _after_fork_child = _libc.personality, ctypes.pythonapi.PyOS_AfterFork_Child
+_HOW, _ATTRIBUTES = struct.Struct("<Q8xQ"), struct.Struct("<Q24x")  # struct open_how, struct mount_attr
 
 
 def _check(result: int, path: str) -> int:
@@ -50,14 +61,14 @@ def clone3(namespaces: int, cgroup_fd: int) -> tuple[int, int]:
     ctypes.pythonapi.PyOS_BeforeFork()
     pid = _libc.syscall(_SYS_CLONE3, arguments, len(arguments))
     if pid == 0:
-        ctypes.pythonapi.PyOS_AfterFork_Child()
+        _after_fork_child()
         return 0, -1
     ctypes.pythonapi.PyOS_AfterFork_Parent()  # unlike _libc, it leaves ctypes' errno as it is
     return _check(pid, "clone3"), pidfd.value
 
 
 def unshare(flags: int) -> None:
-    _check(_libc.unshare(flags), "unshare")
+    _check(_unshare(flags), "unshare")
 
 
 def setns(pidfd: int, namespaces: int) -> None:
@@ -68,11 +79,11 @@ def setns(pidfd: int, namespaces: int) -> None:
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     """mount(2)."""
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
-    _check(_libc.mount(*texts[:3], ctypes.c_ulong(flags), texts[3]), target)
+    _check(_mount(*texts[:3], ctypes.c_ulong(flags), texts[3]), target)
 
 
 def umount2(target: str, flags: int) -> None:
-    _check(_libc.umount2(os.fsencode(target), flags), target)
+    _check(_umount2(os.fsencode(target), flags), target)
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
@@ -82,7 +93,7 @@ def pivot_root(new_root: str, put_old: str) -> None:
 def open_nofollow(path: str, last_may_be_link: bool = False) -> int:
     """An O_PATH fd; a symbolic link in `path` is an error (ELOOP), or as its last part the fd's. See openat2(2)."""
     flags = os.O_PATH | os.O_CLOEXEC | (os.O_NOFOLLOW if last_may_be_link else 0)
-    how = struct.pack("<Q8xQ", flags, _RESOLVE_NO_SYMLINKS)
+    how = _HOW.pack(flags, _RESOLVE_NO_SYMLINKS)
     return _check(_libc.syscall(_SYS_OPENAT2, _AT_FDCWD, os.fsencode(path), how, len(how)), path)
 
 
@@ -94,7 +105,7 @@ def detached_copy(path_fd: int, flags: int) -> int:
     """
     clone = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH
     tree_fd = _check(_libc.syscall(_SYS_OPEN_TREE, path_fd, b"", clone), "open_tree")
-    attributes = struct.pack("<Q24x", flags)
+    attributes = _ATTRIBUTES.pack(flags)
     result = _libc.syscall(_SYS_MOUNT_SETATTR, tree_fd, b"", _AT_EMPTY_PATH, attributes, len(attributes))
     _check(result, "mount_setattr")
     return tree_fd
@@ -123,8 +134,8 @@ def default_scheduling() -> None:
     """
     _check(_libc.syscall(_SYS_SCHED_SETAFFINITY, 0, len(_ALL_CPUS), _ALL_CPUS), "sched_setaffinity")
     _check(_libc.syscall(_SYS_IOPRIO_SET, _IOPRIO_WHO_PROCESS, 0, 0), "ioprio_set")
-    _check(_libc.prctl(_PR_SET_TIMERSLACK, _DEFAULT_SLACK_NS), "timer slack")
-    _check(_libc.personality(_PERSONALITY_OF_X86_64), "personality")
+    _check(_prctl(_PR_SET_TIMERSLACK, _DEFAULT_SLACK_NS), "timer slack")
+    _check(_personality(_PERSONALITY_OF_X86_64), "personality")
     if _libc.syscall(_SYS_SET_MEMPOLICY, 0, None) < 0 and ctypes.get_errno() != errno.ENOSYS:  # without NUMA
         _check(-1, "set_mempolicy")
 
@@ -137,6 +148,5 @@ def default_signals() -> None:
 
 def set_seccomp_filter(program: bytes) -> None:
     """Installs a BPF program of 8-byte instructions; no_new_privs must be set. See seccomp(2)."""
-    code = ctypes.create_string_buffer(program, len(program))
-    header = struct.pack("<HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
-    _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header), "seccomp")
+    header = _Program(len(program) // 8, program)
+    _check(_prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(header)), "seccomp")
