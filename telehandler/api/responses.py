@@ -95,6 +95,8 @@ def status(job: Job) -> pb.JobStatus:
         stdout_sha256=bytes.fromhex(record.stdout_sha256),
         stderr_sha256=bytes.fromhex(record.stderr_sha256),
         dropped_bytes=job.log.floor if job.log else record.dropped_bytes,
+        stdin="stdin" in record.extra,
+        terminal="terminal" in record.extra,
     )
     if job.log:
         answer.stdout_bytes, answer.stderr_bytes = job.log.sizes.values()

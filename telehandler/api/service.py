@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
-from telehandler.api import pagination, responses, shares, validation
+from telehandler.api import pagination, responses, shares, stdin, validation
 from telehandler.api.auth import AuthError, Caller, caller_of
 from telehandler.api.responses import Context
 from telehandler.api.tls import TLS_VERSION
@@ -60,6 +60,10 @@ class Service:
         # No serialiser: chunks are serialised once for all watchers.
         methods["WatchJobOutput"] = grpc.stream_stream_rpc_method_handler(
             self._call(self.watch_job_output, pb.WatchJobOutputRequest)
+        )
+        methods["WriteStdin"] = grpc.stream_stream_rpc_method_handler(
+            self._call(self.write_stdin, pb.WriteStdinRequest),
+            response_serializer=pb.WriteStdinResponse.SerializeToString,
         )
         original = {name: methods[name] for name in ("StopJob", "GetJobStatus", "WatchJobOutput")}
         original["StartJob"] = _unary(self._call(self.start_merged, pb.StartJobRequest))
@@ -162,6 +166,9 @@ class Service:
             self._chunks.leave()
             log.release()
 
+    async def write_stdin(self, request: pb.WriteStdinRequest, caller: Caller, context: Context) -> None:
+        await stdin.serve(self._find(request.name, caller), request, caller, context, self._shares)
+
     # What every call goes through
 
     def _caller(self, context: Context) -> Caller:
@@ -198,7 +205,7 @@ class Service:
                 context.add_done_callback(lambda _: self._shares.end(usage))  # type: ignore[arg-type]  # a class there
                 async with asyncio.timeout(bounds.RECEIVE_TIMEOUT_S):
                     body = await self._shares.receive(usage, context)
-                request = _parse(message, body)
+                request = validation.parse(message, body)
                 async with asyncio.timeout(_handling_s(request)):
                     return await handler(request, caller, context)
             except Exception as error:
@@ -211,16 +218,9 @@ def _unary(handler: Callable[[Any, Context], Any]) -> "grpc.RpcMethodHandler[Any
     return grpc.stream_unary_rpc_method_handler(handler, response_serializer=lambda answer: answer.SerializeToString())
 
 
-def _parse(message: type[Message], body: bytes) -> Message:
-    try:
-        return message.FromString(body)
-    except DecodeError:
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"the request is no {message.DESCRIPTOR.name}") from None
-
-
 def _handling_s(request: Any) -> float | None:
     """How long the call of a request may take; None: as long as its client is there."""
-    if isinstance(request, pb.WatchJobOutputRequest) or getattr(request, "wait", False):
+    if isinstance(request, pb.WatchJobOutputRequest | pb.WriteStdinRequest) or getattr(request, "wait", False):
         return None
     grace_s = float(request.grace.seconds) if request.DESCRIPTOR.name == "StopJobRequest" else 0
     return bounds.HANDLING_TIMEOUT_S + min(max(grace_s, 0), core.MAX_GRACE_S)

@@ -5,6 +5,9 @@ import click
 from telehandler.cli import LazyGroup
 
 
-@click.group(cls=LazyGroup, modules={name: name for name in "run watch stop status ls wait rm benchmark help".split()})
+_VERBS = "run attach watch stop status ls wait rm benchmark help"
+
+
+@click.group(cls=LazyGroup, modules={name: name for name in _VERBS.split()})
 def command() -> None:
     """Ask a server: run, watch, stop, list and remove jobs."""

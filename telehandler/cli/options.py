@@ -10,6 +10,7 @@ from telehandler.common.errors import TelehandlerError
 
 Function = Callable[..., Any]
 # Flags after the command belong to the job, also without `--`.
+DETACH_KEYS = "ctrl-p,ctrl-q"
 JOB_COMMAND = {"allow_interspersed_args": False}
 
 
@@ -72,6 +73,18 @@ def sandbox(function: Function) -> Function:
     ):
         function = option(function)
     return function
+
+
+def job_input(function: Function) -> Function:
+    """-i and -t, of run and local."""
+    function = click.option("-t", "--tty", is_flag=True, help="A terminal of the job's own.")(function)
+    return click.option("-i", "--interactive", is_flag=True, help="Pass stdin on to the job.")(function)
+
+
+def detach_keys(function: Function) -> Function:
+    text = "Keys that leave a job with a terminal running; empty: none."
+    option = click.option("--detach-keys", metavar="KEYS", default=DETACH_KEYS, show_default=True, help=text)
+    return option(function)
 
 
 def check_command(command: tuple[str, ...], context: click.Context) -> None:

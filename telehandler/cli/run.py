@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     type=click.Choice(["block", "drop-oldest", "kill"]),
     help="At that size: the job waits (default), the oldest output goes, or the job is killed.",
 )
+@options.job_input
+@options.detach_keys
 @options.sandbox
 @click.pass_context
 def command(
@@ -32,12 +34,22 @@ def command(
     """Run COMMAND on the server and print its output.
 
     The job's name is written to the jidfile. Ctrl-C is passed to the job, the second one kills it; so are SIGTERM and
-    SIGHUP. Ctrl-\\ detaches: the job runs on. The exit code is the job's own, or 128 + n when signal n ended it.
+    SIGHUP. Ctrl-\\ detaches: the job runs on. The exit code is the job's own, or 128 + n when signal n ended it. With
+    -it every key goes to the job, but for the detach keys, and a signal detaches.
     """
     settings = options.settings(given)
     options.check_command(given["command"], context)
     limits = parse.limits(given)
     variables = parse.environment(given["env"], given["env_file"])
+    interactive, tty, keys, size = given["interactive"], given["tty"], b"", None
+    if interactive or tty:
+        from telehandler.cli import keyboard
+
+        keys = keyboard.detach_keys(given["detach_keys"])
+        if tty:
+            if not detach and not given["dry_run"]:
+                keyboard.check_terminal()
+            variables, size = keyboard.terminal_variables() | variables, keyboard.size()
     jidfile.check(settings["jidfile"])
     client = job_names.connect(settings)  # the handshake goes on while more is imported
     from telehandler.cli.forwarding import Forwarding
@@ -51,12 +63,15 @@ def command(
         profile=parse.utf8(os.fsencode(given["profile"]), "--profile"),
         merge_stderr=given["merge_stderr"],
         log_max_bytes=parse.size(log_max_size, "--log-max-size") if log_max_size else 0,
+        stdin=interactive,
+        terminal=tty,
+        terminal_size=pb.TerminalSize(rows=size[0], columns=size[1]) if size else None,
         log_policy=f"LOG_POLICY_{log_policy.upper().replace('-', '_')}" if log_policy else None,
     )
     if given["dry_run"]:
         terminal.show_check(given["command"], client.check(message))
         return
-    signals = Forwarding(client)
+    signals = Forwarding(client, raw=tty and interactive and not detach)
     name = client.start(message, terminal.note)
     signals.to(name)
     jidfile.write(settings["jidfile"], name)
@@ -65,6 +80,8 @@ def command(
             print(name, flush=True)
             code = 0
         else:
+            if interactive:
+                keyboard.Keyboard(client, name, tty, keys).begin()
             code = watch(client, pb.WatchJobOutputRequest(name=name), True, write)
     except OutputFailed as error:
         signals.settle(reader_gone=isinstance(error, ReaderGone))
