@@ -4,7 +4,6 @@ import click
 
 from telehandler.cli import LazyGroup
 
-
 _VERBS = "run attach watch stop status ls wait rm benchmark help"
 
 
