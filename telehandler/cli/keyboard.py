@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from telehandler.cli import raw_mode, terminal
 from telehandler.common.errors import EXIT_OURS, TelehandlerError
+from telehandler.common.streams import STDIN_FD
 
 if TYPE_CHECKING:
     from telehandler.client.connection import Client
 
-STDIN_FD = 0
 _PIECE_BYTES = 1 << 18
 _PIPE_BYTES = 1 << 20
 _DEFAULT_SIZE = (24, 80)
