@@ -6,12 +6,16 @@ and `common`.
 """
 
 import asyncio
+import fcntl
 import os
 import signal
 import socket
+import struct
+import termios
 import uuid as uuids
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from helper.wire import Stage
@@ -21,6 +25,7 @@ from telehandler.common.states import Reason
 from telehandler.jobs.helper_link import HelperLink, LiveJob
 from telehandler.jobs.helper_requests import Starter, explained, kill
 from telehandler.jobs.request import Request as Request  # what `run` and `check` take
+from telehandler.output.feed import Feed
 from telehandler.output.pump import REST_S, Pump
 from telehandler.output.relay import Relay
 from telehandler.supervisor import helper_process
@@ -43,6 +48,8 @@ class Sinks(NamedTuple):
     stdout_fd: int
     stderr_fd: int
     note: Callable[[str], None]
+    stdin_fd: int = -1  # what the job gets as input, where its request has a stdin or a terminal; -1: nothing
+    size: Callable[[], tuple[int, int]] = lambda: (24, 80)  # rows and columns of the user's terminal now
 
 
 class End(NamedTuple):
@@ -87,6 +94,12 @@ class Signals:
         for number in self.received:
             listener(number)
 
+    def on_resize(self, listener: Callable[[], object]) -> None:
+        """Of the user's terminal."""
+        loop = asyncio.get_running_loop()
+        self._before.setdefault(signal.SIGWINCH, signal.getsignal(signal.SIGWINCH))
+        signal.signal(signal.SIGWINCH, lambda *_: loop.is_closed() or loop.call_soon_threadsafe(listener))
+
     def check(self) -> None:
         """Raises Interrupted when one has come."""
         if self.received:
@@ -116,7 +129,7 @@ def run(request: Request, cgroup_root: str | None, policy: str | None, sinks: Si
     async def work(link: HelperLink, starter: Starter, signals: Signals) -> End:
         unenforced = await starter.unenforced(link, request)
         live = await starter.start(link, request, uuids.uuid4())
-        return await _Run(link, live, sinks, signals).run(unenforced)
+        return await _Run(link, live, sinks, signals, request.terminal).run(unenforced)
 
     try:
         return _with_helper(cgroup_root, policy, work)
@@ -168,9 +181,10 @@ def _with_helper(
 class _Run:
     """A job that runs: its output passed on to the sinks, and signals to us that are its own, or its end."""
 
-    def __init__(self, link: HelperLink, live: LiveJob, sinks: Sinks, signals: Signals) -> None:
+    def __init__(self, link: HelperLink, live: LiveJob, sinks: Sinks, signals: Signals, terminal: bool) -> None:
         self._link, self._live, self._sinks, self._signals = link, live, sinks, signals
         os.close(live.cgroup_fd)
+        self._terminal = terminal
         self._exited = link.exited(live.handle)
         self._tasks: set[asyncio.Task[None]] = set()
         self._interrupted = self._stopping = False
@@ -180,10 +194,15 @@ class _Run:
         self._signals.listen(self._act)
         if text := limits.warning(unenforced):
             self._sinks.note(text)
-        relay = Relay(self._sinks.stdout_fd, self._sinks.stderr_fd)
+        feed = self._begin_input()
+        relay = Relay(self._sinks.stdout_fd, self._sinks.stderr_fd, self._terminal)
         pump = Pump(relay, self._live.stdout_fd, self._live.stderr_fd, lambda _: None, REST_S)
         relay.on_room = pump.resume
-        await _first(self._exited, relay.failed)
+        await _first(self._exited, relay.failed, *([feed.failed] if feed else []))
+        if feed:
+            if feed.failed.done():
+                feed.failed.result()
+            feed.close()
         drained = asyncio.ensure_future(pump.drained())
         while not drained.done():
             count = relay.count
@@ -193,6 +212,27 @@ class _Run:
             if self._signals.received and relay.count == count and not drained.done():
                 raise OutputFailed("the job was ended, and nobody reads the rest of its output")
         return self._end(self._exited.result())
+
+    def _begin_input(self) -> Feed | None:
+        """None where the job has none, or its user gives none."""
+        fd = self._live.stdin_fd
+        if fd < 0:
+            return None
+        if self._terminal:
+            resize = partial(self._resize, fd)
+            self._signals.on_resize(resize)
+            resize()
+        if self._sinks.stdin_fd < 0:
+            return None  # a terminal's fd stays open, with its output
+        return Feed(self._sinks.stdin_fd, fd, self._terminal, lambda: self._spawn(self._end_input()))
+
+    def _resize(self, fd: int) -> None:
+        with suppress(OSError):  # the job has ended
+            fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("4H", *self._sinks.size(), 0, 0))
+
+    async def _end_input(self) -> None:
+        with suppress(HelperRefused):  # it has just ended
+            await self._link.close_stdin(self._live.handle)
 
     def _end(self, facts: dict[str, int] | None) -> End:
         if not facts:
@@ -208,6 +248,9 @@ class _Run:
             work = self._interrupt()
         else:
             work = self._stop(0 if number in (signal.SIGINT, signal.SIGQUIT) else _STOP_S)
+        self._spawn(work)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._on_done)

@@ -111,6 +111,8 @@ def status(job: Job) -> pb.JobStatus:
         restart_of=f"users/{record.owner}/jobs/{record.restart_of}" if record.restart_of else "",
         restarts=record.restarts,
         next_run=f"users/{record.owner}/jobs/{record.next_run}" if record.next_run else "",
+        stdin="stdin" in record.extra,
+        terminal="terminal" in record.extra,
     )
     answer.stop_grace.FromMilliseconds(record.stop_grace_ms)
     if record.remove_after_ms is not None:

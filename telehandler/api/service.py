@@ -11,10 +11,10 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from helper.wire import Stage
-from telehandler.api import pagination, responses, shares, validation
+from telehandler.api import pagination, responses, shares, stdin, validation
 from telehandler.api.auth import AuthError, Caller, caller_of
 from telehandler.api.responses import Context
 from telehandler.api.tls import TLS_VERSION
@@ -34,7 +34,7 @@ from telehandler.pb import telehandler_pb2 as pb
 
 SERVICE = "telehandler.v1.TelehandlerService"
 ORIGINAL_SERVICE = "drrev.telehandler.foreman.v1alpha1.ForemanService"
-_WATCH = "WatchJobOutput"
+_WATCH, _STDIN = "WatchJobOutput", "WriteStdin"
 _NO_JOB = "no such job, or not yours"
 
 
@@ -61,6 +61,7 @@ class Service:
             "GetJobStatus": (pb.GetJobStatusRequest, self.get_job_status),
             "SignalJob": (pb.SignalJobRequest, self.signal_job),
             _WATCH: (pb.WatchJobOutputRequest, self.watch_job_output),
+            _STDIN: (pb.WriteStdinRequest, self.write_stdin),
         }
         methods = {name: self._call(handler, message) for name, (message, handler) in calls.items()}
         original = {name: methods[name] for name in ("StopJob", "GetJobStatus", _WATCH)}
@@ -77,8 +78,8 @@ class Service:
         by_service: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
         for path, method in self.methods().items():
             _, service, name = path.split("/")
-            # No serialiser for output: chunks are serialised once for all watchers.
-            handler = grpc.stream_stream_rpc_method_handler(method) if name == _WATCH else _unary(method)
+            # No serialiser where several messages are sent: chunks of output are serialised once for all watchers.
+            handler = grpc.stream_stream_rpc_method_handler(method) if name in (_WATCH, _STDIN) else _unary(method)
             by_service.setdefault(service, {})[name] = handler
         return [grpc.method_handlers_generic_handler(name, methods) for name, methods in by_service.items()]
 
@@ -206,6 +207,9 @@ class Service:
         finally:
             self._chunks.leave()
 
+    async def write_stdin(self, request: pb.WriteStdinRequest, caller: Caller, context: Context) -> None:
+        await stdin.serve(self._find(request.name, caller), request, caller, context, self._shares)
+
     # What every call goes through
 
     def _caller(self, context: Context) -> Caller:
@@ -252,7 +256,7 @@ class Service:
                 context.add_done_callback(lambda _: self._shares.end(usage))  # type: ignore[arg-type]  # a class there
                 async with asyncio.timeout(bounds.RECEIVE_TIMEOUT_S):
                     body = await self._shares.receive(usage, context)
-                request = _parse(message, body)
+                request = validation.parse(message, body)
                 async with asyncio.timeout(_handling_s(request)):
                     return await handler(request, caller, context)
             except Exception as error:
@@ -265,20 +269,13 @@ def _unary(handler: Callable[[Any, Context], Any]) -> "grpc.RpcMethodHandler[Any
     return grpc.stream_unary_rpc_method_handler(handler, response_serializer=lambda answer: answer.SerializeToString())
 
 
-def _parse(message: type[Message], body: bytes) -> Message:
-    try:
-        return message.FromString(body)
-    except DecodeError:
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"the request is no {message.DESCRIPTOR.name}") from None
-
-
 def _waits(request: Any) -> bool:
     return isinstance(request, pb.GetJobStatusRequest) and (request.wait or request.wait_next_run)
 
 
 def _handling_s(request: Any) -> float | None:
     """How long the call of a request may take; None: as long as its client is there."""
-    if isinstance(request, pb.WatchJobOutputRequest) or _waits(request):
+    if isinstance(request, pb.WatchJobOutputRequest | pb.WriteStdinRequest) or _waits(request):
         return None
     grace_s = 0.0
     if isinstance(request, pb.StopJobRequest):

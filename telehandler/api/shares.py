@@ -2,6 +2,8 @@
 
 import asyncio
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +59,19 @@ class Shares:
         if not found.calls:
             del self._sums[usage.user]
         self._memory.shrunk()
+
+    @contextmanager
+    def held(self, user: str, count: int) -> Iterator[None]:
+        """Counts so many bytes of a user with a call under way while they are held. Raises Refusal over the bound."""
+        found = self._sums[user]
+        if found.request_bytes + count > bounds.MAX_REQUEST_BYTES_PER_USER:
+            text = f"{bounds.MAX_REQUEST_BYTES_PER_USER >> 20} MiB of one user's input wait for its jobs: try later"
+            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        found.request_bytes += count
+        try:
+            yield
+        finally:
+            found.request_bytes -= count
 
     async def receive(self, usage: Usage, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
         """The request's message. Until it is its turn, it waits at the client, behind flow control."""

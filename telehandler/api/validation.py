@@ -5,9 +5,10 @@ import hashlib
 import re
 import uuid as uuids
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from helper.wire import LIMITS, MAX_COUNT, MAX_SIGNAL, MAX_STRING, Stage
@@ -22,7 +23,10 @@ from telehandler.output import tail, watch
 from telehandler.output.log import Cap, JobLog, Stream
 from telehandler.pb import telehandler_pb2 as pb
 
+M = TypeVar("M", bound=Message)
+
 _MAX_SECONDS = 253_402_300_799  # of a time, either way: the last one of the year 9999
+_MAX_LETTERS = (1 << 16) - 1
 _UUID_PREFIX = re.compile("[0-9a-fA-F-]{1,36}", re.ASCII)
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 
@@ -44,6 +48,14 @@ class Refusal(Exception):
     def __init__(self, code: grpc.StatusCode, text: str) -> None:
         super().__init__(text)
         self.code = code
+
+
+def parse(message: type[M], body: bytes) -> M:
+    """A request off the wire."""
+    try:
+        return message.FromString(body)
+    except DecodeError:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"the request is no {message.DESCRIPTOR.name}") from None
 
 
 def start_request(request: pb.StartJobRequest, owner: str) -> Request:
@@ -78,9 +90,15 @@ def start_request(request: pb.StartJobRequest, owner: str) -> Request:
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a log policy needs a cap, log_max_bytes")
     kill = request.log_policy == pb.LOG_POLICY_KILL
     identity = _identity(request, owner) if request.request_id else ("", "")
-    return Request(
-        owner, argv, env, cwd, limits, request.profile, cap, kill, *identity, request.merge_stderr, life(request)
+    made = Request(
+        owner, argv, env, cwd, limits, request.profile, cap, kill, *identity, request.merge_stderr, life=life(request)
     )
+    made = made._replace(stdin=request.stdin, terminal=request.terminal)
+    if not request.HasField("terminal_size"):
+        return made
+    if not request.terminal:
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a terminal's size goes with a terminal")
+    return made._replace(size=terminal_size(request.terminal_size))
 
 
 def life(request: pb.StartJobRequest) -> Life:
@@ -219,6 +237,12 @@ def uuid_prefix(text: str) -> str:
     if text and not _UUID_PREFIX.fullmatch(text):
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a prefix of UUIDs has 1 to 36 hexadecimal digits and dashes")
     return text.lower()
+
+
+def terminal_size(size: pb.TerminalSize) -> tuple[int, int]:
+    if not (1 <= size.rows <= _MAX_LETTERS and 1 <= size.columns <= _MAX_LETTERS):
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"a terminal has from 1 to {_MAX_LETTERS} rows and columns")
+    return size.rows, size.columns
 
 
 def signal_number(number: int) -> int:

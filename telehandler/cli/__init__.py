@@ -20,7 +20,7 @@ lazy_modules.install()
 import click  # noqa: E402
 
 from telehandler import __version__  # noqa: E402
-from telehandler.cli.terminal import note  # noqa: E402
+from telehandler.cli.terminal import leave, note  # noqa: E402
 from telehandler.common import process_state, streams  # noqa: E402
 from telehandler.common.errors import EXIT_INTERRUPTED, EXIT_OURS, TelehandlerError  # noqa: E402
 
@@ -73,7 +73,7 @@ def main() -> None:
     sys.stdout = streams.results()
     code = _run()
     # Not by the interpreter's end: grpc's threads, or what is left unread on stdout, could hold that up for ever.
-    os._exit(code if 0 <= code <= EXIT_MAX else EXIT_OURS)
+    leave(code if 0 <= code <= EXIT_MAX else EXIT_OURS)
 
 
 def _run() -> int:

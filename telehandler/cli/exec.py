@@ -11,6 +11,8 @@ from telehandler.cli import job_names, options, parse, run
 @click.command(context_settings=options.JOB_COMMAND)
 @options.connection
 @click.option("-d", "--detach", is_flag=True, help="Print the command's name and leave it running.")
+@options.job_input
+@options.detach_keys
 @options.variables
 @click.argument("job")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND [ARG]...")
@@ -25,7 +27,8 @@ def command(context: click.Context, /, detach: bool, job: str, command: tuple[st
     settings = options.settings(given)
     command = command[1:] if command[:1] == ("--",) else command  # behind JOB it is a word like any other
     options.check_command(command, context)
-    variables = parse.environment(given["env"], given["env_file"])
+    given_input = run.job_input(given, detach)
+    variables = given_input.variables | parse.environment(given["env"], given["env_file"])
     client = job_names.connect(settings)
     from telehandler.pb import telehandler_pb2 as pb
 
@@ -35,5 +38,6 @@ def command(context: click.Context, /, detach: bool, job: str, command: tuple[st
         env={parse.utf8(name, "the name of a variable"): value for name, value in variables.items()},
         working_directory=parse.utf8(os.fsencode(given["workdir"] or ""), "--workdir"),
         merge_stderr=given["merge_stderr"],
+        **given_input.fields(),
     )
-    context.exit(run.start(client, message, detach))
+    context.exit(run.start(client, message, given_input, detach))

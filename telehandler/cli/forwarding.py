@@ -26,7 +26,9 @@ class Forwarding:
     What was ignored when we were started stays ignored.
     """
 
-    def __init__(self, client: "Client") -> None:
+    def __init__(self, client: "Client", raw: bool = False) -> None:
+        """`raw`: the user's keys reach the job as bytes, so that a signal is ours: it detaches."""
+        self._raw = raw
         self._client, self._name = client, ""
         self._pipe_fds = os.pipe()  # of numbers, a byte each
         self._received = self._done = self._interrupts = 0
@@ -53,14 +55,14 @@ class Forwarding:
         self._received += 1
         os.write(self._pipe_fds[1], bytes([number]))
         if not self._named.is_set() and self._received > 1:
-            os._exit(128 + number)
+            terminal.leave(128 + number)
 
     def _run(self) -> None:
         while True:
             number = os.read(self._pipe_fds[0], 1)[0]
             if not self._named.wait(START_S):
                 terminal.note("the start is not confirmed, and a job may run: `telehandler client ls` lists yours")
-                os._exit(128 + number)
+                terminal.leave(128 + number)
             try:
                 self._pass(number)
             except TelehandlerError as error:
@@ -71,9 +73,12 @@ class Forwarding:
 
     def _pass(self, number: int) -> None:
         """Says what has been done once it has been done."""
+        if self._raw:
+            terminal.note(f"detached; the job runs on: {terminal.come_back(self._name, attached=True)}")
+            terminal.leave(128 + number)
         if number == signal.SIGQUIT:
             terminal.note(f"detached; the job runs on: {terminal.come_back(self._name)}")
-            os._exit(EXIT_INTERRUPTED)
+            terminal.leave(EXIT_INTERRUPTED)
         if number != signal.SIGINT:
             self._client.signal(self._name, number)
             return terminal.note(f"{signal.Signals(number).name} passed to the job")

@@ -11,6 +11,7 @@ from telehandler.common.errors import TelehandlerError
 
 Function = Callable[..., Any]
 # Flags after the command belong to the job, also without `--`.
+DETACH_KEYS = "ctrl-p,ctrl-q"
 JOB_COMMAND = {"allow_interspersed_args": False}
 _VARIABLES = (
     click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="A variable for the job."),
@@ -115,6 +116,18 @@ def life(function: Function) -> Function:
     ):
         function = option(function)
     return function
+
+
+def job_input(function: Function) -> Function:
+    """-i and -t, of run and local."""
+    function = click.option("-t", "--tty", is_flag=True, help="A terminal of the job's own.")(function)
+    return click.option("-i", "--interactive", is_flag=True, help="Pass stdin on to the job.")(function)
+
+
+def detach_keys(function: Function) -> Function:
+    text = "Keys that leave a job with a terminal running; empty: none."
+    option = click.option("--detach-keys", metavar="KEYS", default=DETACH_KEYS, show_default=True, help=text)
+    return option(function)
 
 
 def check_command(command: tuple[str, ...], context: click.Context) -> None:

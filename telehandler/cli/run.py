@@ -1,6 +1,7 @@
 """`telehandler client run`: start a job and watch it to its end."""
 
 import os
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     help="At that size: the job waits (default), the oldest output goes, or the job is killed.",
 )
 @options.life
+@options.job_input
+@options.detach_keys
 @options.sandbox
 @click.pass_context
 def command(
@@ -33,13 +36,16 @@ def command(
     """Run COMMAND on the server and print its output.
 
     The job's name is written to the jidfile. Ctrl-C is passed to the job, the second one kills it; so are SIGTERM and
-    SIGHUP. Ctrl-\\ detaches: the job runs on. The exit code is the job's own, or 128 + n when signal n ended it.
+    SIGHUP. Ctrl-\\ detaches: the job runs on. The exit code is the job's own, or 128 + n when signal n ended it. With
+    -it every key goes to the job, but for the detach keys, and a signal detaches.
     """
     settings = options.settings(given)
     options.check_command(given["command"], context)
     limits = parse.limits(given)
     life = parse.life(given | {"detach": detach})
     variables = parse.environment(given["env"], given["env_file"])
+    given_input = job_input(given, detach or given["dry_run"])
+    variables = given_input.variables | variables
     jidfile.check(settings["jidfile"])
     client = job_names.connect(settings)  # the handshake goes on while more is imported
     from telehandler.pb import telehandler_pb2 as pb
@@ -54,21 +60,59 @@ def command(
         log_max_bytes=parse.size(log_max_size, "--log-max-size") if log_max_size else 0,
         log_policy=f"LOG_POLICY_{log_policy.upper().replace('-', '_')}" if log_policy else None,
         **life,
+        **given_input.fields(),
     )
     if given["dry_run"]:
         terminal.show_check(given["command"], client.check(message))
         return
-    context.exit(start(client, message, detach, lambda name: jidfile.write(settings["jidfile"], name)))
+    context.exit(start(client, message, given_input, detach, lambda name: jidfile.write(settings["jidfile"], name)))
+
+
+@dataclass(frozen=True)
+class JobInput:
+    """What -i and -t say: `size` is that of our terminal, in rows and columns, which the job's begins with."""
+
+    interactive: bool = False
+    tty: bool = False
+    detach_keys: bytes = b""
+    size: tuple[int, int] | None = None
+    variables: dict[bytes, bytes] = field(default_factory=dict)
+
+    def fields(self) -> dict[str, Any]:
+        """Of a StartJobRequest."""
+        from telehandler.pb import telehandler_pb2 as pb
+
+        size = pb.TerminalSize(rows=self.size[0], columns=self.size[1]) if self.size else None
+        return {"stdin": self.interactive, "terminal": self.tty, "terminal_size": size}
+
+
+def job_input(given: dict[str, Any], unused: bool) -> JobInput:
+    """`unused`: the command ends without passing anything on. Raises TelehandlerError where -t finds no terminal."""
+    interactive, tty = given["interactive"], given["tty"]
+    if not interactive and not tty:
+        return JobInput()
+    from telehandler.cli import keyboard
+
+    keys = keyboard.detach_keys(given["detach_keys"])
+    if not tty:
+        return JobInput(interactive, detach_keys=keys)
+    if not unused:
+        keyboard.check_terminal()
+    return JobInput(interactive, tty, keys, keyboard.size(), keyboard.terminal_variables())
 
 
 def start(
-    client: "Client", message: "pb.StartJobRequest", detach: bool, started: "Callable[[str], None] | None" = None
+    client: "Client",
+    message: "pb.StartJobRequest",
+    given_input: JobInput,
+    detach: bool,
+    started: "Callable[[str], None] | None" = None,
 ) -> int:
     """Starts what `message` says and prints its output to its end: its exit code. `started` is called with its name."""
     from telehandler.cli.forwarding import Forwarding
     from telehandler.pb import telehandler_pb2 as pb
 
-    signals = Forwarding(client)
+    signals = Forwarding(client, raw=given_input.tty and given_input.interactive and not detach)
     name = client.start(message, terminal.note)
     signals.to(name)
     if started:
@@ -78,6 +122,10 @@ def start(
             print(name, flush=True)
             code = 0
         else:
+            if given_input.interactive:
+                from telehandler.cli import keyboard
+
+                keyboard.Keyboard(client, name, given_input.tty, given_input.detach_keys).begin()
             code = watch(client, pb.WatchJobOutputRequest(name=name), True, write)
             while message.restart_policy == pb.RESTART_POLICY_ON_FAILURE and (
                 name := client.next_run(name, terminal.note)

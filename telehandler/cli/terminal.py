@@ -6,7 +6,9 @@ import signal
 import stat
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
+from telehandler.cli import raw_mode
 from telehandler.common import streams
 from telehandler.common.errors import EXIT_OURS, EXIT_PIPE, EXIT_TIMEOUT
 
@@ -18,7 +20,14 @@ def write(stderr: bool, data: bytes) -> None:
 
 def note(text: str) -> None:
     """One line on stderr; control characters of a job's fields are shown escaped."""
-    print(f"telehandler: {printable(text)}", file=sys.stderr, flush=True)
+    end = "\r\n" if raw_mode.entered() else "\n"
+    print(f"telehandler: {printable(text)}", end=end, file=sys.stderr, flush=True)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process at once, from any thread, with its terminal as it was."""
+    raw_mode.leave()
+    os._exit(code)
 
 
 def end_with_reader(fd: int) -> None:
@@ -33,7 +42,7 @@ def end_with_reader(fd: int) -> None:
         poll = select.poll()
         poll.register(fd, 0)  # for POLLERR and POLLHUP, which come unasked
         poll.poll()
-        os._exit(EXIT_PIPE)
+        leave(EXIT_PIPE)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -43,8 +52,10 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def come_back(name: str) -> str:
-    """How to see again a job that goes on without us."""
+def come_back(name: str, attached: bool = False) -> str:
+    """How to see again a job that goes on without us; with `attached`, to write to it again too."""
+    if attached:
+        return f"`telehandler client attach {name}` comes back"
     return f"`telehandler client watch {name}` shows its output"
 
 

@@ -20,6 +20,7 @@ from telehandler.common import bounds, limits
 from telehandler.common.errors import ServerSilent, ServerUnavailable, TelehandlerError, not_executed
 
 if TYPE_CHECKING:
+    from telehandler.client.stdin import Stdin
     from telehandler.pb import telehandler_pb2 as pb
 
 CALL_TIMEOUT_S = 30.0
@@ -251,6 +252,18 @@ class Client:
             if end := answers.end(_metadata(call)):
                 ended.append(end)
             return
+
+    def stdin(self, name: str, note: Callable[[str], None], goes_on: bool = False) -> "Stdin":
+        """A job's input: see Stdin, whose `run` somebody must call."""
+        from telehandler.client.stdin import Stdin
+        from telehandler.pb import telehandler_pb2 as pb
+
+        method = self._channel.stream_stream(
+            f"{_SERVICE}WriteStdin",
+            request_serializer=pb.WriteStdinRequest.SerializeToString,
+            response_deserializer=pb.WriteStdinResponse.FromString,
+        )
+        return Stdin(name, method, self._error, note, goes_on)
 
     def close(self) -> None:
         self._channel.close()

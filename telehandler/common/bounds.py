@@ -12,6 +12,7 @@ HANDSHAKE_TIMEOUT_S = 10  # from accept to the first HTTP/2 frame
 MAX_CONNECTIONS = 1000  # with those in their handshake; one over is closed at once
 MAX_STREAMS = 1024  # of one connection
 MAX_TAIL_LINES = 1_000_000
+MAX_STDIN_BYTES = 256 * 1024  # of a job's input, in one message
 RECEIVE_TIMEOUT_S = 10  # from a call's headers to the end of its request
 HANDLING_TIMEOUT_S = 60  # from then to its answer; a stop has its grace besides, a wait for an end no bound
 

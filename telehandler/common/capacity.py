@@ -12,7 +12,7 @@ _OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 ERRORS = (*_OF_A_DISK, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS)
 SPARE_BYTES = 1 << 20  # of the state directory's disk: for the records of jobs that run
 SPARE_FILES = 16
-FDS_OF_A_START = 5  # those that STARTED brings, and the two of the log
+FDS_OF_A_START = 7  # those that STARTED brings at most, the two of the log, the one of its input's state
 SPARE_FDS = 16
 
 

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from telehandler.common.errors import OutputFailed, ReaderGone
 
-STDOUT_FD, STDERR_FD = 1, 2
+STDIN_FD, STDOUT_FD, STDERR_FD = 0, 1, 2
 _NAMES = {STDOUT_FD: "stdout", STDERR_FD: "stderr"}
 closed: set[int] = set()  # those that were not open when this process was started; see process_state
 

@@ -29,6 +29,9 @@ class Starter:
         env = [name + b"=" + value for name, value in (DEFAULT_ENV | request.env).items()]
         place = request.profile, request.cwd or self._cwd
         stdio = Stdio.MERGE_STDERR if request.merge_stderr else Stdio(0)
+        stdio |= Stdio.STDIN if request.stdin else stdio
+        if request.terminal:
+            stdio = Stdio.TERMINAL
         return JobSpec(uuid.bytes, *place, request.argv, env, request.limits, stdio, parent)
 
     async def start(

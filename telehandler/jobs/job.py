@@ -4,6 +4,7 @@ import asyncio
 
 from telehandler.jobs.helper_link import HelperLink
 from telehandler.jobs.records import Record
+from telehandler.jobs.stdin import Stdin
 from telehandler.output.log import JobLog
 from telehandler.output.pump import Pump
 
@@ -18,6 +19,7 @@ class Job:
         self.handle = -1  # the helper's, while it knows the job
         self.link: HelperLink | None = None  # to the helper that knows it
         self.pump: Pump | None = None  # while it runs
+        self.stdin: Stdin | None = None  # while it runs, if it was started with one or with a terminal
         self.ended = asyncio.Event()
         self.output_lost = False  # some of it, at its end: told, and no success
         self.killer: asyncio.Task[None] | None = None  # waits for the end of a stop's grace
@@ -27,6 +29,11 @@ class Job:
     def stopping(self) -> bool:
         """Whether a stop was requested: recorded, so that it outlives the api."""
         return STOP_BY in self.record.extra
+
+    @property
+    def takes_input(self) -> bool:
+        """Whether it was started with a stdin or a terminal."""
+        return bool({"stdin", "terminal"} & self.record.extra.keys())
 
     @property
     def exited(self) -> "asyncio.Future[dict[str, int] | None]":

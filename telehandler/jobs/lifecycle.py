@@ -22,6 +22,7 @@ from telehandler.jobs.helper_requests import kill, release
 from telehandler.jobs.job import STOP_BY, Job
 from telehandler.jobs.records import Record, Records
 from telehandler.jobs.retention import Retention
+from telehandler.jobs.stdin import Stdin
 from telehandler.output import digest
 from telehandler.output.log import Cap, JobLog, LogFull, Stream
 from telehandler.output.pump import REST_S, RETRY_S, Pump
@@ -57,6 +58,11 @@ class Lifecycle:
         """Takes a live job: from now on its output is read, and its end is awaited."""
         os.close(live.cgroup_fd)  # statistics while it runs come with a later verb
         job.handle, job.link = live.handle, link
+        if job.takes_input:
+            terminal, directory = "terminal" in job.record.extra, self._directory / job.record.uuid
+            stdin = job.stdin = Stdin(live.stdin_fd, directory, link, live.handle, terminal)
+            if stdin.ended:  # an api before us may have died before the helper's end was closed too
+                self.spawn(stdin.end())
         self.running[job.record.uuid] = job
         on_stuck = partial(self._on_blocked, job)
         pump = job.pump = Pump(log, live.stdout_fd, live.stderr_fd, on_stuck, REST_S)
@@ -168,6 +174,8 @@ class Lifecycle:
         job.output_lost = pump.discarded > 0
         if pump.discarded:  # nothing is lost silently
             job.record.extra["log_error"] += f"; {pump.discarded} more bytes were not kept"
+        if job.stdin:
+            job.stdin.close()
         log.finish()
         found = await digests
         job.record.stdout_sha256, job.record.stderr_sha256 = found[Stream.STDOUT], found[Stream.STDERR]

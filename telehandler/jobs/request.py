@@ -44,6 +44,9 @@ class Request(NamedTuple):
     request_id: str = ""  # starts of one owner with one id are one job's; empty: each is its own
     request_sha256: str = ""  # hex, tells requests with one id apart
     merge_stderr: bool = False  # one pipe for both, read as stdout
+    stdin: bool = False  # a pipe, and not /dev/null
+    terminal: bool = False  # in the place of all three, whatever is said of them
+    size: tuple[int, int] = (24, 80)  # the terminal's rows and columns
     life: Life = Life()
     exec_in: str = ""  # the UUID of the job in which this is a further command; empty: a job of its own
 

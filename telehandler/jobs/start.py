@@ -158,6 +158,8 @@ class Starts:
             raise _explained(error, request) from None
         job = Job(record, log)
         self._lifecycle.follow(job, log, live, link)
+        if job.stdin and request.terminal:
+            job.stdin.resize(*request.size)
         self._restarts.follow(job, request)
         return job
 
@@ -199,6 +201,8 @@ def _new_record(request: Request) -> Record:
     if request.log_cap.max_bytes:
         policy = "drop" if request.log_cap.drop_oldest else "kill" if request.log_kill else "block"
         record.extra |= {"log_max_bytes": str(request.log_cap.max_bytes), "log_policy": policy}
+    if request.stdin or request.terminal:
+        record.extra["terminal" if request.terminal else "stdin"] = "1"
     return record
 
 

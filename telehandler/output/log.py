@@ -25,7 +25,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from telehandler.output import message_bytes
+from telehandler.output import message_bytes, terminal
 from telehandler.output.compressed_chunks import CompressedChunks
 
 CHUNK_BYTES = 256 * 1024  # the most that a segment holds, and what is read back at once
@@ -113,7 +113,7 @@ class JobLog:
     # Writing
 
     def splice(self, pipe_fd: int, stream: Stream) -> int:
-        """Moves what is in the pipe to the spool: the count of bytes, 0 at its end.
+        """Moves what is in the pipe or terminal to the spool: the count of bytes, 0 at its end.
 
         Raises BlockingIOError when there is nothing yet, LogFull at the cap, OSError when the disk takes no more.
         """
@@ -132,7 +132,7 @@ class JobLog:
             if os.pwrite(self._index_fd, _RECORD.pack(*last), (total - 1) * _RECORD.size) < _RECORD.size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # full amid a record, which does not count
             self._last, self._count = last, total
-        moved = os.splice(pipe_fd, self._spool_fd, room, offset_dst=self.size)
+        moved = terminal.move(pipe_fd, self._spool_fd, room, self.size)
         if moved:
             self.size += moved
             self.sizes[stream] += moved

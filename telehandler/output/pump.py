@@ -1,4 +1,4 @@
-"""From a job's two pipes to where its output goes, a log or a relay, until both have ended."""
+"""From a job's two pipes, or its terminal, to where its output goes, a log or a relay, until both have ended."""
 
 import asyncio
 import fcntl
@@ -199,7 +199,7 @@ class Pump:
         try:
             while piece := os.read(fd, _DISCARD_BYTES):
                 self.discarded += len(piece)
-        except BlockingIOError:  # a writer lives on somewhere: it has been given up
+        except OSError:  # a writer lives on somewhere: it has been given up; or the end of a terminal
             pass
         self._close(fd)
 

@@ -9,6 +9,7 @@ from telehandler.common import streams
 from telehandler.common.errors import OutputFailed
 from telehandler.output.log import PIPE_BYTES, Stream
 from telehandler.output.pump import at_end
+from telehandler.output.terminal import read
 
 _PIECE_BYTES = 1 << 16  # of what is copied: into all that is no pipe
 
@@ -22,9 +23,10 @@ class Relay:
 
     may_wait = waits_soon = False
 
-    def __init__(self, stdout_fd: int, stderr_fd: int) -> None:
+    def __init__(self, stdout_fd: int, stderr_fd: int, terminal: bool = False) -> None:
+        """`terminal`: what comes is of one, from which no pipe takes a splice on every kernel."""
         self._fds = {Stream.STDOUT: stdout_fd, Stream.STDERR: stderr_fd}
-        self._pipes = {fd for fd in self._fds.values() if stat.S_ISFIFO(os.fstat(fd).st_mode)}
+        self._pipes = {fd for fd in self._fds.values() if stat.S_ISFIFO(os.fstat(fd).st_mode) and not terminal}
         self._loop = asyncio.get_running_loop()
         self._rest = memoryview(b"")  # of the last piece
         self.overdue = False
@@ -61,7 +63,7 @@ class Relay:
         return moved
 
     def _copy(self, pipe_fd: int, fd: int) -> int:
-        piece = os.read(pipe_fd, _PIECE_BYTES)
+        piece = read(pipe_fd, _PIECE_BYTES)
         self._rest = memoryview(piece)
         self._write(fd)
         return len(piece)

@@ -106,7 +106,7 @@ class Limits(_message.Message):
     def __init__(self, cpu_millis: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., memory_high_bytes: _Optional[int] = ..., pids: _Optional[int] = ..., read_bps: _Optional[int] = ..., write_bps: _Optional[int] = ..., read_iops: _Optional[int] = ..., write_iops: _Optional[int] = ..., file_bytes: _Optional[int] = ..., open_files: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., tmp_bytes: _Optional[int] = ..., shm_bytes: _Optional[int] = ...) -> None: ...
 
 class StartJobRequest(_message.Message):
-    __slots__ = ("parent", "command", "args", "argv", "env", "working_directory", "limits", "profile", "validate_only", "log_max_bytes", "log_policy", "request_id", "merge_stderr", "exec_in_job", "given_name", "labels", "remove_after", "restart_policy", "max_restarts", "stop_signal", "stop_grace")
+    __slots__ = ("parent", "command", "args", "argv", "env", "working_directory", "limits", "profile", "validate_only", "log_max_bytes", "log_policy", "request_id", "merge_stderr", "stdin", "terminal", "terminal_size", "exec_in_job", "given_name", "labels", "remove_after", "restart_policy", "max_restarts", "stop_signal", "stop_grace")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +134,9 @@ class StartJobRequest(_message.Message):
     LOG_POLICY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MERGE_STDERR_FIELD_NUMBER: _ClassVar[int]
+    STDIN_FIELD_NUMBER: _ClassVar[int]
+    TERMINAL_FIELD_NUMBER: _ClassVar[int]
+    TERMINAL_SIZE_FIELD_NUMBER: _ClassVar[int]
     EXEC_IN_JOB_FIELD_NUMBER: _ClassVar[int]
     GIVEN_NAME_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +158,9 @@ class StartJobRequest(_message.Message):
     log_policy: LogPolicy
     request_id: str
     merge_stderr: bool
+    stdin: bool
+    terminal: bool
+    terminal_size: TerminalSize
     exec_in_job: str
     given_name: str
     labels: _containers.ScalarMap[str, str]
@@ -163,7 +169,15 @@ class StartJobRequest(_message.Message):
     max_restarts: int
     stop_signal: int
     stop_grace: _duration_pb2.Duration
-    def __init__(self, parent: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., argv: _Optional[_Iterable[bytes]] = ..., env: _Optional[_Mapping[str, bytes]] = ..., working_directory: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., profile: _Optional[str] = ..., validate_only: _Optional[bool] = ..., log_max_bytes: _Optional[int] = ..., log_policy: _Optional[_Union[LogPolicy, str]] = ..., request_id: _Optional[str] = ..., merge_stderr: _Optional[bool] = ..., exec_in_job: _Optional[str] = ..., given_name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., remove_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., restart_policy: _Optional[_Union[RestartPolicy, str]] = ..., max_restarts: _Optional[int] = ..., stop_signal: _Optional[int] = ..., stop_grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    def __init__(self, parent: _Optional[str] = ..., command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., argv: _Optional[_Iterable[bytes]] = ..., env: _Optional[_Mapping[str, bytes]] = ..., working_directory: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., profile: _Optional[str] = ..., validate_only: _Optional[bool] = ..., log_max_bytes: _Optional[int] = ..., log_policy: _Optional[_Union[LogPolicy, str]] = ..., request_id: _Optional[str] = ..., merge_stderr: _Optional[bool] = ..., stdin: _Optional[bool] = ..., terminal: _Optional[bool] = ..., terminal_size: _Optional[_Union[TerminalSize, _Mapping]] = ..., exec_in_job: _Optional[str] = ..., given_name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., remove_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., restart_policy: _Optional[_Union[RestartPolicy, str]] = ..., max_restarts: _Optional[int] = ..., stop_signal: _Optional[int] = ..., stop_grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class TerminalSize(_message.Message):
+    __slots__ = ("rows", "columns")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    columns: int
+    def __init__(self, rows: _Optional[int] = ..., columns: _Optional[int] = ...) -> None: ...
 
 class JobResponse(_message.Message):
     __slots__ = ("name", "uid", "state", "sandbox", "unenforced_limits")
@@ -246,7 +260,7 @@ class SignalJobRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., signal: _Optional[int] = ...) -> None: ...
 
 class JobStatus(_message.Message):
-    __slots__ = ("name", "state", "start_time", "end_time", "exit_code", "owner", "argv", "reason", "signal", "stdout_bytes", "stderr_bytes", "job_uid", "cpu_usec", "memory_peak_bytes", "stdout_sha256", "stderr_sha256", "dropped_bytes", "exec_in_job", "given_name", "labels", "remove_after", "restart_policy", "max_restarts", "stop_signal", "stop_grace", "restart_of", "restarts", "next_run", "restart_time")
+    __slots__ = ("name", "state", "start_time", "end_time", "exit_code", "owner", "argv", "reason", "signal", "stdout_bytes", "stderr_bytes", "job_uid", "cpu_usec", "memory_peak_bytes", "stdout_sha256", "stderr_sha256", "dropped_bytes", "stdin", "terminal", "exec_in_job", "given_name", "labels", "remove_after", "restart_policy", "max_restarts", "stop_signal", "stop_grace", "restart_of", "restarts", "next_run", "restart_time")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -271,6 +285,8 @@ class JobStatus(_message.Message):
     STDOUT_SHA256_FIELD_NUMBER: _ClassVar[int]
     STDERR_SHA256_FIELD_NUMBER: _ClassVar[int]
     DROPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STDIN_FIELD_NUMBER: _ClassVar[int]
+    TERMINAL_FIELD_NUMBER: _ClassVar[int]
     EXEC_IN_JOB_FIELD_NUMBER: _ClassVar[int]
     GIVEN_NAME_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
@@ -300,6 +316,8 @@ class JobStatus(_message.Message):
     stdout_sha256: bytes
     stderr_sha256: bytes
     dropped_bytes: int
+    stdin: bool
+    terminal: bool
     exec_in_job: str
     given_name: str
     labels: _containers.ScalarMap[str, str]
@@ -312,7 +330,7 @@ class JobStatus(_message.Message):
     restarts: int
     next_run: str
     restart_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit_code: _Optional[int] = ..., owner: _Optional[str] = ..., argv: _Optional[_Iterable[bytes]] = ..., reason: _Optional[_Union[JobReason, str]] = ..., signal: _Optional[int] = ..., stdout_bytes: _Optional[int] = ..., stderr_bytes: _Optional[int] = ..., job_uid: _Optional[int] = ..., cpu_usec: _Optional[int] = ..., memory_peak_bytes: _Optional[int] = ..., stdout_sha256: _Optional[bytes] = ..., stderr_sha256: _Optional[bytes] = ..., dropped_bytes: _Optional[int] = ..., exec_in_job: _Optional[str] = ..., given_name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., remove_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., restart_policy: _Optional[_Union[RestartPolicy, str]] = ..., max_restarts: _Optional[int] = ..., stop_signal: _Optional[int] = ..., stop_grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., restart_of: _Optional[str] = ..., restarts: _Optional[int] = ..., next_run: _Optional[str] = ..., restart_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit_code: _Optional[int] = ..., owner: _Optional[str] = ..., argv: _Optional[_Iterable[bytes]] = ..., reason: _Optional[_Union[JobReason, str]] = ..., signal: _Optional[int] = ..., stdout_bytes: _Optional[int] = ..., stderr_bytes: _Optional[int] = ..., job_uid: _Optional[int] = ..., cpu_usec: _Optional[int] = ..., memory_peak_bytes: _Optional[int] = ..., stdout_sha256: _Optional[bytes] = ..., stderr_sha256: _Optional[bytes] = ..., dropped_bytes: _Optional[int] = ..., stdin: _Optional[bool] = ..., terminal: _Optional[bool] = ..., exec_in_job: _Optional[str] = ..., given_name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., remove_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., restart_policy: _Optional[_Union[RestartPolicy, str]] = ..., max_restarts: _Optional[int] = ..., stop_signal: _Optional[int] = ..., stop_grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., restart_of: _Optional[str] = ..., restarts: _Optional[int] = ..., next_run: _Optional[str] = ..., restart_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class WatchJobOutputRequest(_message.Message):
     __slots__ = ("name", "offset", "no_follow", "tail_lines", "since", "until", "stream", "accept_zstd", "exact_times")
@@ -353,3 +371,31 @@ class JobOutput(_message.Message):
     length: int
     gap_bytes: int
     def __init__(self, data: _Optional[bytes] = ..., stream: _Optional[_Union[OutputStream, str]] = ..., offset: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., zstd: _Optional[bytes] = ..., length: _Optional[int] = ..., gap_bytes: _Optional[int] = ...) -> None: ...
+
+class WriteStdinRequest(_message.Message):
+    __slots__ = ("name", "writer", "resume", "offset", "data", "end", "size")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WRITER_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    writer: bytes
+    resume: bool
+    offset: int
+    data: bytes
+    end: bool
+    size: TerminalSize
+    def __init__(self, name: _Optional[str] = ..., writer: _Optional[bytes] = ..., resume: _Optional[bool] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., end: _Optional[bool] = ..., size: _Optional[_Union[TerminalSize, _Mapping]] = ...) -> None: ...
+
+class WriteStdinResponse(_message.Message):
+    __slots__ = ("offset", "ended", "unknown_bytes")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    ended: bool
+    unknown_bytes: int
+    def __init__(self, offset: _Optional[int] = ..., ended: _Optional[bool] = ..., unknown_bytes: _Optional[int] = ...) -> None: ...

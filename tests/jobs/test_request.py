@@ -17,7 +17,7 @@ REQUEST = Request(
     "4f1c2a9e-0b1d-4c52-9d0a-3f6f1f5b7a10",
     "ab" * 32,
     True,
-    Life("build", {"a": "1"}, 1, 200, None, 3, "first", 2),
+    life=Life("build", {"a": "1"}, 1, 200, None, 3, "first", 2),
 )
 
 
