@@ -14,13 +14,26 @@ from typing import Any
 
 import grpc
 
-from bench import bars, clients, fanout, idle, latency, links, live, memory, start_calls, starts, verify
+from bench import bars, clients, fanout, growth, idle, in_vm, latency, links, live, memory, start_calls, starts, verify
 from bench.docs import slug
 from bench.ground import GIB, cpu_model, ground
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = 1
-PARTS = ("fanout", "verify", "clients", "links", "latency", "live", "starts", "start_calls", "idle", "memory")
+PARTS = (
+    "fanout",
+    "verify",
+    "clients",
+    "links",
+    "latency",
+    "live",
+    "starts",
+    "start_calls",
+    "idle",
+    "memory",
+    "growth",
+    "vm",
+)
 
 
 def main() -> int:
@@ -55,9 +68,15 @@ def main() -> int:
             elif part == "memory":
                 crowd = int(options.crowd_gib * GIB)
                 result[part] = memory.run(here, int(options.memory_gib * GIB), options.crowd, crowd)
+            elif part == "growth":
+                total, sizes = int(options.growth_gib * GIB), [int(gib * GIB) for gib in options.growth_bytes_gib]
+                result[part] = growth.run(here, [1, 10, 100], total, options.rounds, options.growth_jobs, sizes)
+            elif part == "vm":
+                result[part] = in_vm.run(options.vm_starts, options.vm_flight)
             result["bars"] = bars.of(result)
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"on {machine['cpu']}:")
     for bar in result["bars"]:
         print(f"{'holds ' if bar['holds'] else 'MISSED'}  {bar['what']}: {bar['found']:.2f} ({bar['bar']})")
     print(f"written to {path}")
@@ -89,6 +108,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--memory-gib", type=float, default=1 if quick else 10, help="the job with one watcher")
     parser.add_argument("--crowd", type=int, default=99, help="watchers beside the one that is stopped")
     parser.add_argument("--crowd-gib", type=float, default=0.1 if quick else 1, help="the job with 99 and one stopped")
+    parser.add_argument("--growth-gib", type=float, default=0.5 if quick else 2, help="over all watchers")
+    parser.add_argument("--growth-jobs", nargs="+", type=int, default=[20, 100] if quick else [100, 1000])
+    parser.add_argument("--growth-bytes-gib", nargs="+", type=float, default=[0.1, 0.3] if quick else [1, 3])
+    parser.add_argument("--vm-starts", type=int, default=3 if quick else 25, help="of each kind, with limits in force")
+    parser.add_argument("--vm-flight", type=int, default=8 if quick else 24, help="with eight of them under way")
     return parser.parse_args()
 
 

@@ -61,6 +61,10 @@ def _found(result: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
     for row in result.get("memory", []):
         what = f"api, {row['job_mib']:,.0f} MiB job, {row['watchers']} watchers and {row['stopped']} stopped, MiB"
         yield what, row["peak_mib"], MOST_API_MIB, False
+    for row in result.get("growth", {}).get("jobs", []):
+        if row["state"] == "live":
+            what = f"StartJob among {row['jobs']:,} live jobs, of another server's without, in turns"
+            yield what, row["ratio"], MOST_AMONG_LIVE, False
 
 
 def _of_plain(row: dict[str, Any]) -> float:

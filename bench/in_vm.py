@@ -19,7 +19,9 @@ TIMEOUT_S = 600.0
 def run(rounds: int, count: int) -> dict[str, Any]:
     """`rounds` of each in turns, then `count` of each with eight under way; or why there is no machine."""
     words = [sys.executable, "-m", "bench.peers", str(rounds), str(count)]
-    script = f"cd {shlex.quote(str(ROOT))} && TELEHANDLER_GUEST=bench PYTHONPATH=tests {shlex.join(words)} >/run/vm/report\n"
+    script = (
+        f"cd {shlex.quote(str(ROOT))} && TELEHANDLER_GUEST=bench PYTHONPATH=tests {shlex.join(words)} >/run/vm/report\n"
+    )
     try:
         found = machine.Machine().run(script, systemd=True, timeout_s=TIMEOUT_S)
     except machine.Unavailable as error:

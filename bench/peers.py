@@ -77,11 +77,12 @@ def _measure(helper: Helper, starts: dict[str, Start], rounds: int, count: int) 
     rates = {ours: rate(helper, count)}
     rates |= {name: _rate(start, numbers, count) for name, start in starts.items() if name not in absent}
     return [
-        row(name, taken[name], rates[name]) if name in rates else {"name": name, "absent": absent[name]} for name in ways
+        summary(name, taken[name], rates[name]) if name in rates else {"name": name, "absent": absent[name]}
+        for name in ways
     ]
 
 
-def row(name: str, taken: list[float], jobs_a_second: float) -> dict[str, Any]:
+def summary(name: str, taken: list[float], jobs_a_second: float) -> dict[str, Any]:
     """Times in ms. p99 is the time that one start in a hundred exceeds: of fewer than a hundred, the longest."""
     times = sorted(taken)
     found = {"p50_ms": statistics.median(times), "p99_ms": times[int(len(times) * 0.99)], "rate_s": jobs_a_second}
