@@ -116,7 +116,7 @@ ARGS :=
 # As root, for a server with a helper of its own.
 .PHONY: bench
 bench: build  ## throughput, latency and memory, beside raw TLS: make bench ARGS=--quick for two minutes
-	contrib/apt-packages.sh iproute2 bubblewrap
+	contrib/apt-packages.sh iproute2 bubblewrap crun dbus $(VM_PACKAGES)
 	$(SUDO) env PYTHONPATH=tests PYTHONDONTWRITEBYTECODE=1 $(PYTHON) -m bench $(ARGS)
 
 .PHONY: bench-docs

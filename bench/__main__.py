@@ -14,7 +14,22 @@ from typing import Any
 
 import grpc
 
-from bench import bars, clients, fanout, idle, latency, links, live, memory, start_calls, starts, stream_workers, verify
+from bench import (
+    bars,
+    clients,
+    fanout,
+    growth,
+    idle,
+    in_vm,
+    latency,
+    links,
+    live,
+    memory,
+    start_calls,
+    starts,
+    stream_workers,
+    verify,
+)
 from bench.docs import slug
 from bench.ground import GIB, cpu_model, ground
 
@@ -32,6 +47,8 @@ PARTS = (
     "idle",
     "memory",
     "stream_workers",
+    "growth",
+    "vm",
 )
 
 
@@ -70,9 +87,15 @@ def main() -> int:
             elif part == "stream_workers":
                 gib = options.stream_workers_gib
                 result[part] = stream_workers.run(here, [10, 100], int(gib * GIB), options.rounds, options.lines // 10)
+            elif part == "growth":
+                total, sizes = int(options.growth_gib * GIB), [int(gib * GIB) for gib in options.growth_bytes_gib]
+                result[part] = growth.run(here, [1, 10, 100], total, options.rounds, options.growth_jobs, sizes)
+            elif part == "vm":
+                result[part] = in_vm.run(options.vm_starts, options.vm_flight)
             result["bars"] = bars.of(result)
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"on {machine['cpu']}:")
     for bar in result["bars"]:
         print(f"{'holds ' if bar['holds'] else 'MISSED'}  {bar['what']}: {bar['found']:.2f} ({bar['bar']})")
     print(f"written to {path}")
@@ -105,6 +128,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--crowd", type=int, default=99, help="watchers beside the one that is stopped")
     parser.add_argument("--crowd-gib", type=float, default=0.1 if quick else 1, help="the job with 99 and one stopped")
     parser.add_argument("--stream-workers-gib", type=float, default=1 if quick else 4, help="over all watchers")
+    parser.add_argument("--growth-gib", type=float, default=0.5 if quick else 2, help="over all watchers")
+    parser.add_argument("--growth-jobs", nargs="+", type=int, default=[20, 100] if quick else [100, 1000])
+    parser.add_argument("--growth-bytes-gib", nargs="+", type=float, default=[0.1, 0.3] if quick else [1, 3])
+    parser.add_argument("--vm-starts", type=int, default=3 if quick else 25, help="of each kind, with limits in force")
+    parser.add_argument("--vm-flight", type=int, default=8 if quick else 24, help="with eight of them under way")
     return parser.parse_args()
 
 

@@ -72,6 +72,10 @@ def _found(result: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
                 MOST_P50_MS,
                 False,
             )
+    for row in result.get("growth", {}).get("jobs", []):
+        if row["state"] == "live":
+            what = f"StartJob among {row['jobs']:,} live jobs, of another server's without, in turns"
+            yield what, row["ratio"], MOST_AMONG_LIVE, False
 
 
 def _of_plain(row: dict[str, Any]) -> float:

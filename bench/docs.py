@@ -17,6 +17,8 @@ PAGE = DOCS / "performance.md"
 RESULTS = Path(__file__).parent / "results"
 NOT_PUBLISHED = "quick.json"
 _NOT_RUN = "No published run has this part.\n"
+MIB_OF_GIB = 1024
+_TICK_S = 0.01  # the kernel counts processor time in these: less is none
 _LINES = {
     "raw": "raw TLS",
     "random": "random data",
@@ -255,6 +257,63 @@ def _stream_workers(found: dict[str, Any]) -> str:
     return _table(heads, cells) + "\n" + _table(["processes", "a live line comes by", "p50, ms", "p99, ms"], times)
 
 
+def _cores(found: dict[str, Any]) -> str:
+    rows = found["cores"]
+    counts = [stream["watchers"] for stream in rows[0]["streams"]]
+    heads = ["the server's cores", *(f"MiB/s to {count:,}" for count in counts), "starts a second", "idle api, MiB"]
+    cells = [
+        [row["cores"], *(f"{stream['mib_s']:,.0f}" for stream in row["streams"])]
+        + [f"{row[key]:.0f}" for key in ("starts_s", "idle_mib")]
+        for row in rows
+    ]
+    return _table(heads, cells)
+
+
+def _reckoned(found: dict[str, Any]) -> str:
+    """What one thread allows, by the time it used in the measure with the most cores."""
+    row = found["cores"][-1]
+    cells = [
+        [f"MiB/s to {stream['watchers']:,}", "a thread of the api", f"{stream['busiest_s_per_gib']:.2f} s/GiB"]
+        + [f"{MIB_OF_GIB / max(stream['busiest_s_per_gib'], _TICK_S):,.0f}"] * 2
+        for stream in row["streams"]
+    ]
+    for key, who in (("api_ms", "a thread of the api"), ("helper_ms", "the helper")):
+        cells.append(["starts a second", who, f"{row[key]:.2f} ms"] + [f"{1000 / max(row[key], _TICK_S):,.0f}"] * 2)
+    return _table(["what", "what is serial", "it uses", "8 cores, at most", "64 cores, at most"], cells)
+
+
+def _jobs(found: dict[str, Any]) -> str:
+    return _table(
+        ["jobs", "state", "StartJob, ms", "without them, ms", "ratio", "api, MiB", "KiB each"],
+        [
+            [f"{row['jobs']:,}", row["state"]]
+            + [f"{row[key]:.2f}" for key in ("start_ms", "none_ms", "ratio")]
+            + [f"{row[key]:.0f}" for key in ("api_mib", "kib_each")]
+            for row in found["jobs"]
+        ],
+    )
+
+
+def _bytes(found: dict[str, Any]) -> str:
+    return _memory(found["bytes"])
+
+
+def _vm(found: dict[str, Any]) -> str:
+    if "absent" in found:
+        return f"There was no virtual machine: {found['absent']}\n"
+    ours = found["rows"][0]
+    cells = []
+    for row in found["rows"]:
+        if "absent" in row:
+            cells.append([row["name"], "does not run there", "", "", "", row["isolates"]])
+            continue
+        figures = [f"{row[key]:.0f}" for key in ("p50_ms", "p99_ms")]
+        figures += [f"{row['p50_ms'] / ours['p50_ms']:.2f}", f"{row['rate_s']:.1f}"]
+        cells.append([row["name"], *figures, row["isolates"]])
+    heads = ["what", "p50, ms", "p99, ms", "p50, of the helper's", "jobs a second, 8 in flight", "what it isolates"]
+    return _table(heads, cells) + f"\n{ours['starts']} starts of each, in turns.\n"
+
+
 # By the name of the marker: the part of a result, and what makes a table of it.
 _TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "machine": ("machine", _machine),
@@ -271,6 +330,11 @@ _TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "idle": ("idle", _idle),
     "memory": ("memory", _memory),
     "workers": ("stream_workers", _stream_workers),
+    "vm": ("vm", _vm),
+    "cores": ("growth", _cores),
+    "reckoned": ("growth", _reckoned),
+    "jobs": ("growth", _jobs),
+    "bytes": ("growth", _bytes),
 }
 
 

@@ -15,10 +15,10 @@ from telehandler.pb import telehandler_pb2 as pb
 
 def run(ground: Ground, size: int, watchers: int, crowd_size: int) -> list[dict[str, Any]]:
     """A row for one watcher of `size` bytes, and one for `watchers` of `crowd_size` bytes with one more, stopped."""
-    return [_row(ground, size, 1, stopped=False), _row(ground, crowd_size, watchers, stopped=True)]
+    return [row(ground, size, 1, stopped=False), row(ground, crowd_size, watchers, stopped=True)]
 
 
-def _row(ground: Ground, size: int, watchers: int, stopped: bool) -> dict[str, Any]:
+def row(ground: Ground, size: int, watchers: int, stopped: bool) -> dict[str, Any]:
     with ground.server() as server:
         client, api = client_of(server), server.children()["api"]
         before = memory_bytes(api, "VmRSS")
@@ -47,11 +47,11 @@ def _row(ground: Ground, size: int, watchers: int, stopped: bool) -> dict[str, A
         raise AssertionError(
             f"the readers got from {min(counts)} to {max(counts)}, the job wrote {status.stdout_bytes} of {size} bytes"
         )
-    row = {"job_mib": size / MIB, "watchers": watchers, "stopped": int(stopped)}
-    row |= {"before_mib": before / MIB, "peak_mib": peak / MIB}
+    found: dict[str, Any] = {"job_mib": size / MIB, "watchers": watchers, "stopped": int(stopped)}
+    found |= {"before_mib": before / MIB, "peak_mib": peak / MIB}
     print(
-        f"  {row['job_mib']:.0f} MiB, {watchers} watchers, {row['stopped']} stopped: "
-        f"{row['before_mib']:.0f} MiB before, {row['peak_mib']:.0f} MiB at the peak",
+        f"  {found['job_mib']:.0f} MiB, {watchers} watchers, {found['stopped']} stopped: "
+        f"{found['before_mib']:.0f} MiB before, {found['peak_mib']:.0f} MiB at the peak",
         flush=True,
     )
-    return row
+    return found

@@ -17,7 +17,7 @@ from support.process_usage import private_kib
 from bench.ground import Ground
 from helper.wire import Type
 
-_BWRAP = (
+BWRAP = (
     "bwrap --unshare-pid --unshare-net --unshare-uts --unshare-ipc --ro-bind / / --proc /proc --dev /dev --tmpfs /tmp "
     "--die-with-parent --new-session --cap-drop ALL /bin/true"
 ).split()
@@ -43,7 +43,7 @@ def run(ground: Ground, rounds: int, flight: int, live: int) -> dict[str, Any]:
 
 
 def _compare(helper: Helper, rounds: int, gap_s: float) -> dict[str, float]:
-    ways = {"helper": lambda: ms(lambda: _job(helper)), "bwrap": lambda: ms(lambda: _wait(_start_bwrap()))}
+    ways = {"helper": lambda: ms(lambda: job(helper)), "bwrap": lambda: ms(lambda: _wait(_start_bwrap()))}
     ours, theirs = medians(ways, rounds, gap_s).values()
     print(f"  {gap_s * 1000:.0f} ms apart: {ours:.2f} ms, bwrap {theirs:.2f} ({ours / theirs:.2f})", flush=True)
     return {"gap_ms": gap_s * 1000, "ms": ours, "bwrap_ms": theirs, "ratio": ours / theirs}
@@ -66,7 +66,8 @@ def medians(ways: Mapping[str, Callable[[], float]], rounds: int, gap_s: float =
     return {name: statistics.median(found[1:]) for name, found in taken.items()}
 
 
-def _job(helper: Helper) -> None:
+def job(helper: Helper) -> None:
+    """/bin/true from START to EXITED, and its RELEASE."""
     helper.send_start("/bin/true")
     ended = False
     while not ended:
@@ -109,7 +110,7 @@ def _bwrap_rate(count: int) -> float:
 
 def _start_bwrap() -> int:
     null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in range(3)]
-    return os.posix_spawnp(_BWRAP[0], _BWRAP, os.environ, file_actions=null)
+    return os.posix_spawnp(BWRAP[0], BWRAP, os.environ, file_actions=null)
 
 
 def _wait(pid: int) -> int:

@@ -14,13 +14,15 @@ from support.checkout import ROOT
 from support.processes import alive, descendants
 from support.wait import wait_until
 
-from bench import bars, docs
+from bench import bars, docs, growth
+from bench.peers import ISOLATES, bundle, summary
 from bench.svg import plot
 
 TINY = (
     "--quick --watchers 1 3 --fanout-gib 0.004 --job-gib 0.001 --verify-watchers 3 --verify-gib 0.004 --lines 20 "
     "--live-jobs 3 --live-seconds 1 --idle 3 --memory-gib 0.01 --crowd 3 --crowd-gib 0.01 "
-    "--clients 3 --clients-gib 0.004 --link-seconds 0.05 --starts 4 --live-starts 3 --burst 5"
+    "--clients 3 --clients-gib 0.004 --link-seconds 0.05 --starts 4 --live-starts 3 --burst 5 "
+    "--growth-gib 0.004 --growth-jobs 2 3 --growth-bytes-gib 0.01 0.02 --vm-starts 1 --vm-flight 2"
 ).split()
 
 
@@ -35,7 +37,7 @@ def _bench(*arguments: str) -> "subprocess.Popen[str]":
 def test_every_part_works_and_fills_the_document(as_root: None, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     bench = _bench(*TINY, "--output", str(path))
-    output, _ = bench.communicate(timeout=300)
+    output, _ = bench.communicate(timeout=600)
     assert bench.returncode == 0, output
     result = json.loads(path.read_text())
     assert [row["watchers"] for row in result["fanout"]] == [1, 3]
@@ -55,6 +57,11 @@ def test_every_part_works_and_fills_the_document(as_root: None, tmp_path: Path) 
     ]
     assert [row["gap_ms"] for row in result["starts"]["times"]] == [0, 50]
     assert 0 < result["start_calls"]["burst_first_s"] <= result["start_calls"]["burst_s"]
+    assert [row["cores"] for row in result["growth"]["cores"]] == list(range(1, 1 + min(2, os.cpu_count() or 1)))
+    jobs = [(row["jobs"], row["state"]) for row in result["growth"]["jobs"]]
+    assert jobs == [(2, "kept"), (2, "live"), (3, "kept"), (3, "live")]
+    assert [row["job_mib"] for row in result["growth"]["bytes"]] == [pytest.approx(10.24), pytest.approx(20.48)]
+    assert [row["name"] for row in result["vm"]["rows"] if row["rate_s"] > 0] == list(ISOLATES)
     page = docs.filled(docs.PAGE.read_text(), [result])
     assert "No published run" not in page
     assert "-->\n<!-- end" not in page
@@ -114,3 +121,43 @@ def test_a_plot_has_all_of_its_line_within_the_axes(most: float) -> None:
     points = [float(point.split(",")[1]) for point in text.split('points="')[1].split('"')[0].split()]
     assert points[0] == 340
     assert 50 <= points[1] <= 340
+
+
+def test_the_server_is_held_to_its_cores_and_the_clients_are_not() -> None:
+    before = os.sched_getaffinity(0)
+    with growth.pinned(1):
+        command = [sys.executable, "-c", "import os; print(len(os.sched_getaffinity(0)))"]
+        assert subprocess.run(command, capture_output=True, check=True).stdout == b"1\n"
+    assert os.sched_getaffinity(0) == before
+
+
+def test_the_peer_s_bundle_isolates_what_the_document_says() -> None:
+    config = bundle(Path("/root-of-it"))
+    assert {space["type"] for space in config["linux"]["namespaces"]} == {
+        "pid",
+        "mount",
+        "network",
+        "uts",
+        "ipc",
+        "cgroup",
+    }
+    assert not any(config["process"]["capabilities"].values())
+    assert config["process"]["noNewPrivileges"]
+    assert "ptrace" in config["linux"]["seccomp"]["syscalls"][0]["names"]
+    assert config["linux"]["resources"].keys() >= {"cpu", "memory", "pids"}
+
+
+def test_a_row_of_a_peer_has_the_middle_and_the_longest() -> None:
+    found = summary("one", [float(number) for number in range(1, 26)], 2.0)
+    assert (found["p50_ms"], found["p99_ms"], found["starts"]) == (13, 25, 25)
+
+
+def test_what_is_reckoned_is_what_one_thread_allows() -> None:
+    stream = {"watchers": 10, "mib_s": 900.0, "busiest_s_per_gib": 0.5}
+    cores = [{"cores": 2, "streams": [stream], "starts_s": 200.0, "idle_mib": 54.0, "api_ms": 2.0, "helper_ms": 4.0}]
+    page = docs.filled(
+        "<!-- begin reckoned -->\n<!-- end reckoned -->",
+        [{"growth": {"cores": cores}, "machine": {"cpu": "x", "cores": 2}}],
+    )
+    assert "| MiB/s to 10 | a thread of the api | 0.50 s/GiB | 2,048 | 2,048 |" in page
+    assert "| starts a second | the helper | 4.00 ms | 250 | 250 |" in page
