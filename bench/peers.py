@@ -19,7 +19,7 @@ from support.helper_driver import Helper
 from support.policies import policy_text, write_policy
 
 from bench.starts import BWRAP, IN_FLIGHT, job, ms, rate
-from helper import policy, seccomp
+from helper import confine, policy
 
 ISOLATES = {
     "telehandler's helper": "namespaces: pid, mount, network, UTS, IPC; a uid of the job's own; no capabilities; "
@@ -34,6 +34,7 @@ ISOLATES = {
     "rlimits, devices",
 }
 _UID = 199_999
+_DENIED = policy.data("seccomp.toml")["denied"]
 _OPEN_FILES, _MEMORY, _PIDS, _FILE_BYTES = (
     policy.data("policy.toml")["limits"]["default"][f"{name}"]
     for name in ("open_files", "memory_bytes", "pids", "file_bytes")
@@ -116,7 +117,7 @@ def _spawn(command: list[str], *, filter_: Path | None = None) -> int:
 
 def _bwrap(place: Path) -> Start:
     filter_ = place / "filter"
-    filter_.write_bytes(seccomp.program())
+    filter_.write_bytes(confine.FILTER)
     command = [*BWRAP[:-1], "--seccomp", "3", BWRAP[-1]]
     return lambda _: _spawn(command, filter_=filter_)
 
@@ -171,7 +172,7 @@ def bundle(root: Path) -> dict[str, Any]:
             "seccomp": {
                 "defaultAction": "SCMP_ACT_ALLOW",
                 "architectures": ["SCMP_ARCH_X86_64"],
-                "syscalls": [{"names": sorted(seccomp.TABLE["denied"]), "action": "SCMP_ACT_ERRNO", "errnoRet": 1}],
+                "syscalls": [{"names": sorted(_DENIED), "action": "SCMP_ACT_ERRNO", "errnoRet": 1}],
             },
         },
     }
@@ -194,7 +195,7 @@ def properties() -> list[str]:
         "ProtectSystem=strict",
         "ProtectProc=invisible",
         "CapabilityBoundingSet=",
-        f"SystemCallFilter=~{' '.join(sorted(seccomp.TABLE['denied']))}",
+        f"SystemCallFilter=~{' '.join(sorted(_DENIED))}",
         "SystemCallErrorNumber=EPERM",
         "CPUQuota=100%",
         f"MemoryMax={_MEMORY}",
