@@ -143,7 +143,7 @@ def test_the_peer_s_bundle_isolates_what_the_document_says() -> None:
     }
     assert not any(config["process"]["capabilities"].values())
     assert config["process"]["noNewPrivileges"]
-    assert "ptrace" in config["linux"]["seccomp"]["syscalls"][0]["names"]
+    assert "bpf" in config["linux"]["seccomp"]["syscalls"][0]["names"]
     assert config["linux"]["resources"].keys() >= {"cpu", "memory", "pids"}
 
 
