@@ -38,7 +38,7 @@ def test_s44_terminals_are_bounded(helper: Helper) -> None:
 
 
 def test_s44_no_huge_pages(helper: Helper) -> None:
-    """With none on the machine each of these fails as well, but not all with these errors, and memfd_create not at all."""
+    """With none on the machine each of these fails as well, but not all with these errors, memfd_create not at all."""
     seen = helper.probe("""
 ANONYMOUS, HUGETLB = 0x22, 0x40000
 libc.syscall.restype = ctypes.c_long  # an address
