@@ -66,7 +66,7 @@ def sandbox(function: Function) -> Function:
             click.option("--cpus", type=float, help="Cores, such as 1.5."),
             click.option("-m", "--memory", metavar="SIZE", help="Memory, such as 512m; who needs more is ended."),
             click.option("--memory-reservation", metavar="SIZE", help="Memory above which the job is slowed down."),
-            click.option("--tmp-size", metavar="SIZE", help="Size of /tmp, within its memory; default: half of it."),
+            click.option("--tmp-size", metavar="SIZE", help="Size of /tmp and home, within its memory; default: half."),
             click.option("--shm-size", metavar="SIZE", help="Size of /dev/shm, the same; default: a quarter."),
             click.option("--pids-limit", type=int, help="Processes and threads of the command."),
             click.option("--device-read-bps", metavar="SIZE", help="Bytes read a second from each disk."),

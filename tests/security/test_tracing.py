@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from support.bpf import ALLOW, ERRNO, verdict
 from support.helper_driver import PRELUDE, PYTHON, Helper, read_line
+from support.wait import wait_until
 
 from helper import confine
 from helper.wire import Type
@@ -176,6 +177,12 @@ os.waitpid(pid, 0)"""
     with Helper(policy, code=code) as helper:
         job = helper.start(*PYTHON, script)
         assert [read_line(job.stdout), read_line(job.stdout)] == [b'"before"\n', b'"after"\n']
+        status = Path(f"/proc/{helper.host_pids(job)[1]}/status")
+        wait_until("the main process has stopped", lambda: "State:\tt" in status.read_text())
+        # Of two signals the init takes the smaller first: once it has passed this one on, it was told of the stop.
+        helper.request(Type.SIGNAL, handle=job.handle, signal=signal.SIGWINCH)
+        passed_on = f"ShdPnd:\t{1 << signal.SIGWINCH - 1:016x}"
+        wait_until("its init has passed a signal on", lambda: passed_on in status.read_text())
         assert not helper.events
         helper.request(Type.KILL, handle=job.handle)
         assert helper.finish(job).facts["signal"] == signal.SIGKILL
