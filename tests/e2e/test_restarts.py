@@ -153,7 +153,7 @@ def test_a_job_that_waits_for_its_restart_can_be_stopped(server: Server) -> None
 
 def test_rm_needs_force_for_a_job_that_waits_and_removes_what_went_before(server: Server) -> None:
     first = _start(server, "false")
-    last = _waiting(server, 1.5)
+    last = _waiting(server, 6)
     refused = server.client("rm", "again")
     assert (refused.returncode, b"waits for its restart: stop it first" in refused.stderr) == (125, True)
     assert server.client("rm", first).returncode == 0  # a run that is over, and no more than that

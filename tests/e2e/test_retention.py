@@ -177,7 +177,7 @@ def test_the_beginning_of_a_uuid_is_enough_for_every_verb(make_server: Make, pla
 def test_records_of_version_1_are_listed_and_what_ran_is_lost(make_server: Make, place: Path) -> None:
     state = used_state_directory(make_server, place)
     database = sqlite3.connect(state / "jobs.sqlite3")
-    for table in ("job", "start"):
+    for table in ("job", "start", "restart"):
         database.execute(f"DROP TABLE {table}")
     database.executescript((ROOT / "tests" / "jobs" / "version-1.sql").read_text())
     for (name,) in database.execute("SELECT uuid FROM job"):
