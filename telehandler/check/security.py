@@ -179,7 +179,8 @@ def _processes() -> Iterator[Finding]:
         powers = {status[f"Cap{name}"] for name in ("Prm", "Eff")}
         ok = "0" not in status["Uid"].split() and powers == {"0" * 16} and status["NoNewPrivs"] == "1"
         dumpable = os.stat(f"/proc/{pid}/stat").st_uid != 0  # proc(5): root's when it is not
-        text = f"the {'stream worker' if pid in workers else 'api'} {pid} has no privileges and no debugger: uid {status['Uid'].split()[0]}"
+        what = "stream worker" if pid in workers else "api"
+        text = f"the {what} {pid} has no privileges and no debugger: uid {status['Uid'].split()[0]}"
         yield Finding("S13", ok and not dumpable, text, "start the server anew with this version")
 
 
