@@ -52,10 +52,12 @@ def listen(server: grpc.aio.Server, host: str, port: int, credentials: grpc.Serv
 
 def is_free(host: str, port: int) -> bool:
     """Whether nobody listens there: a port that may be shared would be given to a second server of the same user."""
-    plain = host.strip("[]") or "::"
+    return all(_may_bind(name, port) for name in ([host.strip("[]")] if host else ["::", "0.0.0.0"]))
+
+
+def _may_bind(name: str, port: int) -> bool:
     try:
-        found = socket.getaddrinfo(plain, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, address in found:
+        for family, kind, protocol, _, address in socket.getaddrinfo(name, port, type=socket.SOCK_STREAM):
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)

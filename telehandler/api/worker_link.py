@@ -20,7 +20,8 @@ from telehandler.common.worker_wire import Frame, Kind
 from telehandler.output.log import JobLog
 from telehandler.output.watch import WatchOptions
 
-Handlers = Mapping[str, Callable[[Any, Any], Awaitable[Any]]]
+Handler = Callable[[Any, Any], Awaitable[Any]]
+Handlers = Mapping[str, Handler]  # by the path of the method
 _STOP_SPARE_S = 1.0  # beyond the grace: for a worker to end itself
 
 
@@ -155,7 +156,8 @@ class WorkerLink:
         if frame.kind is Kind.CALL:
             fields = frame.fields()
             call = WorkerCall(self, frame.number, fields["tls"])
-            task = asyncio.get_running_loop().create_task(self._handle(call, frame.number, str(fields["method"])))
+            handler = self._handlers[fields["method"]]
+            task = asyncio.get_running_loop().create_task(self._handle(call, frame.number, handler))
             self._calls[frame.number] = call, task
         elif frame.number in self._calls:  # else it ended meanwhile
             call, task = self._calls[frame.number]
@@ -164,10 +166,10 @@ class WorkerLink:
             else:
                 call.take(frame)
 
-    async def _handle(self, call: WorkerCall, number: int, method: str) -> None:
+    async def _handle(self, call: WorkerCall, number: int, handler: Handler) -> None:
         code, details, metadata = grpc.StatusCode.OK, "", None
         try:
-            answer = await self._handlers[method](None, call)
+            answer = await handler(None, call)
             if answer is not None:
                 self.send(Kind.DATA, number, data=answer.SerializeToString())
         except _Ended as ended:

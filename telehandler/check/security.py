@@ -169,17 +169,19 @@ def _bound(rows: dict[str, str], *keys: str) -> list[str]:
 
 
 def _processes() -> Iterator[Finding]:
-    """The apis that run on this machine."""
+    """The apis and stream workers that run on this machine."""
     pids = _with_command("telehandler.api")
     if not pids:
         yield Finding("S13", None, "no server runs here")
         return
-    for pid in pids:
+    workers = _with_command("telehandler.stream_worker")
+    for pid in (*pids, *workers):
         status = dict(line.split(":\t", 1) for line in _proc(pid, "status").splitlines() if ":\t" in line)
         powers = {status[f"Cap{name}"] for name in ("Prm", "Eff")}
         ok = "0" not in status["Uid"].split() and powers == {"0" * 16} and status["NoNewPrivs"] == "1"
         dumpable = os.stat(f"/proc/{pid}/stat").st_uid != 0  # proc(5): root's when it is not
-        text = f"the api {pid} has no privileges and no debugger: uid {status['Uid'].split()[0]}"
+        what = "stream worker" if pid in workers else "api"
+        text = f"the {what} {pid} has no privileges and no debugger: uid {status['Uid'].split()[0]}"
         yield Finding("S13", ok and not dumpable, text, "start the server anew with this version")
 
 

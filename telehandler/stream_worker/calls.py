@@ -63,6 +63,7 @@ class Calls:
                 frame = await frames.get()
                 if frame.kind is Kind.READ:  # beside: the api may end the call before its client has sent it
                     reading = asyncio.create_task(self._read(number, context))
+                    reading.add_done_callback(lambda task: task.cancelled() or task.exception())  # heard: nobody waits
                 elif frame.kind is Kind.DATA:
                     await context.write(frame.payload)
                 elif frame.kind is Kind.WATCH:

@@ -82,11 +82,8 @@ class StreamWorkers:
         for worker in list(self._workers):
             if worker.pidfd in fds:
                 self._on_end(worker)
-            elif worker.channel.fileno() in fds and worker.hear() == "ready" and self._api:
-                ours, theirs = socket.socketpair()
-                with ours, theirs:
-                    self._api.tell("worker", fd=ours.fileno())
-                    worker.tell("link", fd=theirs.fileno())
+            elif worker.channel.fileno() in fds:
+                self._on_message(worker)
 
     def _start(self, api: Api) -> None:
         try:
@@ -95,6 +92,14 @@ class StreamWorkers:
         except OSError as error:  # such as no process to be had: those that are there serve on
             _say(f"a stream worker cannot be started now, and is tried again: {error}")
             self._start_due = time.monotonic() + self._restarts.pause_s(False)
+
+    def _on_message(self, worker: StreamWorker) -> None:
+        was_ready = worker.ready
+        if worker.hear() == "ready" and not was_ready and self._api:
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                self._api.tell("worker", fd=ours.fileno())
+                worker.tell("link", fd=theirs.fileno())
 
     def _on_end(self, worker: StreamWorker) -> None:
         self._workers.remove(worker)
