@@ -61,10 +61,11 @@ class _World:
         return job
 
 
+InWorld = Callable[[Callable[[_World], Coroutine[Any, Any, None]]], None]
+
+
 @pytest.fixture
-def in_world(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Callable[[_World], Coroutine[Any, Any, None]]], None]:
+def in_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InWorld:
     monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
 
     def run(work: Callable[[_World], Coroutine[Any, Any, None]]) -> None:
@@ -75,9 +76,6 @@ def in_world(
         asyncio.run(main())
 
     return run
-
-
-InWorld = Callable[[Callable[[_World], Coroutine[Any, Any, None]]], None]
 
 
 @pytest.mark.parametrize(
@@ -163,8 +161,10 @@ def test_a_long_run_has_the_pauses_begin_anew(in_world: InWorld, monkeypatch: py
         job = world.job(FIRST, restarts=20)
         world.restarts.begin(FIRST, REQUEST)
         world.restarts.follow(job, REQUEST)
+        began = time.monotonic()
         await world.restarts.next_run(job)
         assert world.requests[0].life.restarts == 21
+        assert time.monotonic() - began < 0.01 * 2**10 / 2
 
     in_world(work)
 
