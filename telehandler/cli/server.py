@@ -41,7 +41,7 @@ from telehandler.common.bounds import MAX_CALLS_PER_USER, MAX_CONNECTIONS
     "--stream-workers",
     type=click.IntRange(1, 64),
     metavar="N",
-    help="Processes that serve streams: the api, and N - 1 beside it on the same port; default: one for two cores.",
+    help="Processes that serve streams: the api, and N - 1 beside it on its port; default: half of the cores, 1 to 8.",
 )
 @click.option(
     "--on-stop",
