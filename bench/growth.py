@@ -161,9 +161,9 @@ def _jobs(ground: Ground, numbers: Sequence[int], rounds: int) -> list[dict[str,
         }
         there = 0
         for number in numbers:
-            for _ in range(number - there):
-                callers["kept"].start("true")
-                callers["live"].start("sleep", "1000")
+            with ThreadPoolExecutor(starts.IN_FLIGHT) as pool:
+                list(pool.map(lambda _: callers["kept"].start("true"), range(number - there)))
+                list(pool.map(lambda _: callers["live"].start("sleep", "1000"), range(number - there)))
             there = number
             found = starts.medians(ways, rounds)
             for name in ("kept", "live"):
