@@ -81,8 +81,9 @@ def start_request(request: pb.StartJobRequest, owner: str) -> Request:
     if request.exec_in_job and (any(limits.values()) or request.profile or request.validate_only):
         text = "a command in a job has the job's limits and profile: it takes none, and is not checked beforehand"
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text)
-    if request.exec_in_job and request.restart_policy:
-        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, "a command in a job is not started again: its job may be gone")
+    if request.restart_policy and (request.exec_in_job or request.stdin or request.terminal):
+        text = "neither a command in a job, nor a job with stdin or a terminal, is started again"
+        raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, text)
     if request.log_policy not in pb.LogPolicy.values():
         raise Refusal(grpc.StatusCode.INVALID_ARGUMENT, f"log policies are: {', '.join(pb.LogPolicy.keys())}")
     cap = Cap(request.log_max_bytes, request.log_policy == pb.LOG_POLICY_DROP_OLDEST)

@@ -69,6 +69,7 @@ def load(text: str) -> Request:
     values["env"] = {os.fsencode(name): os.fsencode(value) for name, value in values["env"]}
     values["cwd"] = os.fsencode(values["cwd"])
     values["log_cap"] = Cap(*values["log_cap"])
+    values["size"] = tuple(values["size"])
     values["life"] = Life(**values["life"])
     return Request(**values)
 
