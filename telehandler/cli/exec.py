@@ -18,7 +18,7 @@ from telehandler.cli import job_names, options, parse, run
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="COMMAND [ARG]...")
 @click.pass_context
 def command(context: click.Context, /, detach: bool, job: str, command: tuple[str, ...], **given: Any) -> None:
-    """Run COMMAND in JOB, which runs, and print its output.
+    """Run a further COMMAND in a JOB that runs.
 
     It is in the job's sandbox and within its limits, and sees the job's files and processes. It has a name, an output
     and an exit code of its own, for `watch`, `status` and `stop`; it ends with the job. Ctrl-C is passed to it, the
