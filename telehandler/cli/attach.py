@@ -19,9 +19,9 @@ from telehandler.common.errors import TelehandlerError
 def command(
     context: click.Context, /, job: str | None, offset: int | None, tail: int | None, detach_keys: str, **given: Any
 ) -> None:
-    """Write to a job that was started with -i or -t, and print its output from now on.
+    """Join a job that was started with -i or -t.
 
-    JOB is as of watch. One client writes at a time: whoever attaches takes over from the one before. Signals are as of
+    Its output is printed from now on, and what is typed is written to it. JOB is as of watch. One client writes at a time: whoever attaches takes over from the one before. Signals are as of
     run, and so is the exit code.
     """
     settings = options.settings(given)
