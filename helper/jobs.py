@@ -15,6 +15,7 @@ from helper.uids import Uids
 from helper.wire import Stage, Type
 
 START_S = 20.0  # from clone to exec; shorter than the api waits for an answer
+LOOK_S = 0.25  # the pace of deadlines
 GRACE_S = 10.0  # from a timeout's SIGTERM to its SIGKILL
 
 
@@ -53,6 +54,8 @@ class Jobs:
         self._base, self._uids, self._events, self._link = base, uids, events, link
         self._init = spawn.open_init()
         self.table: dict[int, Job] = {}
+        self._dying: list[Job] = []
+        self._look_at = 0.0  # when deadlines are to be looked at
 
     def live(self, handle: int, *states: JobState) -> Job:
         """The job of a handle that is in one of these states; raises Refusal."""
@@ -73,8 +76,7 @@ class Jobs:
             stage = Stage.CLONE
             job.pid, fds = spawn.spawn(job.order, job.fds["cgroup"], self._init)
         except OSError as error:
-            self._close(job, *job.fds)
-            self._give_back(job)
+            self.forget(job)
             if not cgroup.remove(job.path):  # something was cloned into it: fatal
                 raise
             raise Refusal(stage, error.errno or errno.EIO, f"{stage.name.lower()}: {error.strerror}") from None
@@ -85,11 +87,12 @@ class Jobs:
 
     def turn(self) -> None:
         """What is due: removals of cgroups that were not empty, deadlines."""
-        for job in reversed(list(self.table.values())):  # a further command before the job that waits for its end
-            if job.state is JobState.DYING:
-                with suppress(OSError):  # such as no fd free: tried again at the next turn
-                    self._finish(job)
-            elif time.monotonic() >= job.deadline:
+        for job in reversed(self._dying[:]):  # a further command before the job that waits for its end
+            with suppress(OSError):  # such as no fd free: tried again at the next turn
+                self._finish(job)
+        if (now := time.monotonic()) >= self._look_at:
+            self._look_at = now + LOOK_S
+            for job in [job for job in self.table.values() if now >= job.deadline]:
                 self._expire(job)
 
     def kill_job(self, job: Job) -> None:
@@ -104,24 +107,18 @@ class Jobs:
         self.kill_job(job)
 
     def forget(self, job: Job) -> None:
-        self._close(job, *job.fds)
-        self._give_back(job)
-        del self.table[job.handle]
-
-    def _give_back(self, job: Job) -> None:
-        if not job.parent:  # else it is the parent's
+        self.close_fds(job, *job.fds)
+        if not job.parent:  # else the uid is the parent's
             self._uids.give_back(job.uid)
-
-    def close_stdin(self, job: Job) -> None:
-        """Ours of it: what the api has sent ends once the api has closed its own."""
-        self._close(job, "stdin")
+        self.table.pop(job.handle, None)
 
     def close(self) -> None:
         """Every fd of every job, at our end: for what follows, should there be no other."""
         for job in self.table.values():
-            self._close(job, *job.fds)
+            self.close_fds(job, *job.fds)
 
-    def _close(self, job: Job, *names: str) -> None:
+    def close_fds(self, job: Job, *names: str) -> None:
+        """Those of these names that are open."""
         for name in job.fds.keys() & names:
             fd = job.fds.pop(name)
             self._events.unwatch(fd)
@@ -130,13 +127,13 @@ class Jobs:
     def _read_status(self, job: Job) -> None:
         """The status pipe has ended: after E alone by a successful exec, the only thing that makes a job run."""
         status = _said(job)
-        self._close(job, "status")
+        self.close_fds(job, "status")
         if job.failure:
             return
         if status == init.EXEC_NEXT:
             if "terminal" in job.fds:
                 try:
-                    self._close(job, "stdout")
+                    self.close_fds(job, "stdout")
                     job.fds["stdout"] = spawn.receive_terminal(job.fds.pop("terminal"))
                     job.fds["stdin"] = os.dup(job.fds["stdout"])
                 except OSError as failed:  # no fd is free
@@ -171,12 +168,13 @@ class Jobs:
             result = os.read(job.fds["result"], 64)
             if len(result) == init.RESULT.size:
                 (status,) = init.RESULT.unpack(result)
-        self._close(job, "pidfd", "result")
+        self.close_fds(job, "pidfd", "result")
         code = os.waitstatus_to_exitcode(status)  # a signal as a negative number
         job.facts |= {"exit_code": max(code, 0), "signal": max(-code, 0), "max_rss_bytes": usage.ru_maxrss * 1024}
         job.facts |= {"user_usec": int(usage.ru_utime * 1e6), "system_usec": int(usage.ru_stime * 1e6)}
         self._events.watch(job.fds["events"], select.POLLPRI, lambda _: None)
-        job.state = JobState.DYING  # finished at the end of this turn
+        job.state = JobState.DYING
+        self._dying.append(job)  # finished at the end of this turn
 
     def _finish(self, job: Job) -> None:
         """Ends a job whose cgroup is empty; else waits for the event that cgroup.events polls."""
@@ -187,7 +185,8 @@ class Jobs:
         job.facts |= cgroup.facts(job.fds["cgroup"])
         if not cgroup.remove(job.path):  # passing: tried again at the next turn
             return
-        self._close(job, "events")
+        self.close_fds(job, "events")
+        self._dying.remove(job)
         job.state = JobState.ENDED
         if job.failure:
             self.forget(job)

@@ -170,7 +170,7 @@ class Monitor:
 
     # A handle of the table; it closes a pipe of ours.
     def _on_close_stdin(self, request_id: int, handle: int) -> None:
-        self.jobs.close_stdin(self.jobs.live(handle, JobState.RUNNING))
+        self.jobs.close_fds(self.jobs.live(handle, JobState.RUNNING), "stdin")
         self.link.send(Type.DONE, request_id)
 
     # A handle whose EXITED was sent: it frees nothing but memory and fds of a dead job.
