@@ -19,9 +19,10 @@ from telehandler.common.errors import TelehandlerError
 def command(
     context: click.Context, /, job: str | None, offset: int | None, tail: int | None, detach_keys: str, **given: Any
 ) -> None:
-    """Write to a job that was started with -i or -t, and print its output from now on.
+    """Write to a job that runs, and print its output.
 
-    JOB is as of watch. One client writes at a time: whoever attaches takes over from the one before. Signals are as of
+    JOB is as of watch; it was started with -i or -t. Its output is printed from now on, if not from --offset or --tail.
+    One client writes at a time: whoever attaches takes over from the one before. Signals are as of
     run, and so is the exit code.
     """
     settings = options.settings(given)
