@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from helper.wire import Stage
 from telehandler.common import limits, process_state, states
-from telehandler.common.errors import HelperRefused, Interrupted, OutputFailed, not_executed
+from telehandler.common.errors import HelperRefused, HelperUnavailable, Interrupted, OutputFailed, not_executed
 from telehandler.common.states import Reason
 from telehandler.jobs.helper_link import HelperLink, LiveJob
 from telehandler.jobs.helper_requests import Starter, explained, kill
@@ -231,7 +231,7 @@ class _Run:
             fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("4H", *self._sinks.size(), 0, 0))
 
     async def _end_input(self) -> None:
-        with suppress(HelperRefused):  # it has just ended
+        with suppress(HelperRefused, HelperUnavailable):  # it has just ended, and the helper perhaps with it
             await self._link.close_stdin(self._live.handle)
 
     def _end(self, facts: dict[str, int] | None) -> End:
@@ -268,7 +268,8 @@ class _Run:
         self._stopping = True
         if grace_s:
             with suppress(HelperRefused):  # it has just ended
-                await self._link.signal(self._live.handle, signal.SIGTERM)
+                # A shell that somebody types to ends by no SIGTERM, but when its terminal goes.
+                await self._link.signal(self._live.handle, signal.SIGHUP if self._terminal else signal.SIGTERM)
             await asyncio.wait([self._exited], timeout=grace_s)
         if not self._exited.done():
             await kill(self._link, self._live.handle)

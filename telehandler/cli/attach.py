@@ -21,8 +21,9 @@ def command(
 ) -> None:
     """Join a job that was started with -i or -t.
 
-    Its output is printed from now on, and what is typed is written to it. JOB is as of watch. One client writes at a
-    time: whoever attaches takes over from the one before. Signals are as of run, and so is the exit code.
+    What is typed is written to it, and its output is printed from now on, if not from --offset or --tail. JOB is as of
+    watch. One client writes at a time: whoever attaches takes over from the one before. Signals are as of run, and so
+    is the exit code.
     """
     settings = options.settings(given)
     keys = keyboard.detach_keys(detach_keys)

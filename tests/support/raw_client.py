@@ -15,6 +15,7 @@ SERVICE = "telehandler.v1.TelehandlerService"
 ORIGINAL = "drrev.telehandler.foreman.v1alpha1.ForemanService"
 METHODS = {method.name: method for method in pb.DESCRIPTOR.services_by_name["TelehandlerService"].methods}
 CALL_TIMEOUT_S = 30.0
+WRITER = bytes(range(16))
 SIGCONT = 18  # does nothing to a job that runs
 
 
@@ -92,6 +93,8 @@ def request_for(method: str, user: str, uuid: str) -> Message:
         message.parent = f"users/{user}"
     else:
         message.name = f"users/{user}/jobs/{uuid}"
+    if "writer" in fields:
+        message.writer = WRITER
     if "argv" in fields:
         message.argv.append(b"true")
     if "force" in fields:
