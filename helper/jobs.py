@@ -8,14 +8,13 @@ from contextlib import suppress
 from enum import Enum
 from signal import SIGKILL, SIGTERM, pidfd_send_signal
 
-from helper import cgroup, init, spawn
+from helper import cgroup, init, spawn, syscalls
 from helper.link import Events, Link
 from helper.policy import Refusal
 from helper.uids import Uids
 from helper.wire import Stage, Type
 
 START_S = 20.0  # from clone to exec; shorter than the api waits for an answer
-LOOK_S = 0.25  # the pace of deadlines
 GRACE_S = 10.0  # from a timeout's SIGTERM to its SIGKILL
 
 
@@ -91,14 +90,25 @@ class Jobs:
             with suppress(OSError):  # such as no fd free: tried again at the next turn
                 self._finish(job)
         if (now := time.monotonic()) >= self._look_at:
-            self._look_at = now + LOOK_S
+            self._look_at = now + 0.25
             for job in [job for job in self.table.values() if now >= job.deadline]:
                 self._expire(job)
 
     def kill_job(self, job: Job) -> None:
-        """SIGKILL to the init, with which its namespace ends; _finish sees to what else is in its cgroup."""
+        """Ends all of it: _finish sees to what else is in its cgroup."""
         job.facts["killed"] = 1
-        pidfd_send_signal(job.fds["pidfd"], SIGKILL)  # dead or not: it is ours to reap, so this finds it
+        self._kill_init(job)
+
+    def _kill_init(self, job: Job) -> None:
+        """SIGKILL to the init, with which its namespace ends. Dead or not: it is ours to reap, so this finds it.
+
+        That of a further command has no namespace: it kills the command, which it alone can reap, and then ends. A
+        command that nobody reaps would keep the job's namespace from its end.
+        """
+        with suppress(BlockingIOError):  # the job's uid has too many signals pending
+            if job.parent:
+                return syscalls.pidfd_queue_signal(job.fds["pidfd"], init.CARRIER, SIGKILL)
+        pidfd_send_signal(job.fds["pidfd"], SIGKILL)
 
     def give_up(self, job: Job, number: int, cause: str) -> None:
         """Ends a job that is STARTING; its START is answered with ERROR once it is gone."""
@@ -136,9 +146,8 @@ class Jobs:
                     self.close_fds(job, "stdout")
                     job.fds["stdout"] = spawn.receive_terminal(job.fds.pop("terminal"))
                     job.fds["stdin"] = os.dup(job.fds["stdout"])
-                except OSError as failed:  # no fd is free
-                    text = f"the start failed: its terminal could not be received: {failed.strerror}"
-                    job.failure = Refusal(Stage.CLONE, failed.errno or errno.EIO, text)
+                except (OSError, IndexError):
+                    job.failure = Refusal(Stage.CLONE, errno.EMFILE, "no fd was free for the job's terminal")
                     return self.kill_job(job)
             job.state, job.deadline = JobState.RUNNING, time.monotonic() + job.timeout_s
             self._link.send(Type.STARTED, job.request_id, job.handed(), handle=job.handle, uid=job.uid)
@@ -155,7 +164,7 @@ class Jobs:
         if job.state is JobState.STARTING and not job.failure:
             return self.give_up(job, errno.ETIMEDOUT, f"{START_S:.0f} s were not enough, as if a disk did not answer")
         if job.state is JobState.RUNNING:
-            pidfd_send_signal(job.fds["pidfd"], SIGKILL if job.facts["timed_out"] else SIGTERM)
+            self._kill_init(job) if job.facts["timed_out"] else pidfd_send_signal(job.fds["pidfd"], SIGTERM)
             job.facts["timed_out"], job.deadline = 1, job.deadline + GRACE_S
 
     def _reap(self, job: Job) -> None:

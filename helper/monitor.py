@@ -117,10 +117,9 @@ class Monitor:
 
     # What START takes. Nothing is made: it tells what START would do now.
     def _on_check(self, request_id: int, tag: bytes, parent: int, **fields: Any) -> None:
-        if parent:
-            raise WireError("CHECK of a command in a job")
         order = self._decide(parent, **fields)
-        self.uids.give_back(order.uid)
+        if not parent:  # else it is that job's
+            self.uids.give_back(order.uid)
         sandbox = {"uid": order.uid, "cwd": os.fsdecode(order.cwd)} | vars(order.profile) | order.limits
         sandbox |= {name.lower(): 1 for name, bit in Stdio.__members__.items() if order.stdio & bit}
         shown = [(name, ", ".join(value) if isinstance(value, list) else value) for name, value in sandbox.items()]

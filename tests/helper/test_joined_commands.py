@@ -1,5 +1,6 @@
 """A further command in a running job: in its namespaces, cgroup and limits, confined like the first."""
 
+import contextlib
 import json
 import os
 import signal
@@ -26,6 +27,16 @@ print(json.dumps({
     "hostname": os.uname().nodename,
     "oom": open("/proc/self/oom_score_adj").read(),
 }))
+"""
+
+# Takes all that a uid may have of pending signals.
+FILL = """
+import os, resource, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [40])
+for _ in range(resource.getrlimit(resource.RLIMIT_SIGPENDING)[0] + 9):
+    os.kill(os.getpid(), 40)
+print("full", flush=True)
+signal.pause()
 """
 
 
@@ -154,7 +165,7 @@ def test_no_job_that_runs_no_command_in_it(policy: Path) -> None:
         assert helper.start_error("true", parent=job.handle)[0] is Stage.NO_SUCH_JOB
 
 
-@pytest.mark.parametrize("change", [{"memory_bytes": 1 << 20}, {"place": [b"host", b""]}, {"kind": Type.CHECK}])
+@pytest.mark.parametrize("change", [{"memory_bytes": 1 << 20}, {"place": [b"host", b""]}])
 def test_one_with_limits_or_a_profile_of_its_own_is_a_violation(policy: Path, change: dict[str, object]) -> None:
     with Helper(policy) as helper:
         job = _job(helper)
@@ -162,8 +173,50 @@ def test_one_with_limits_or_a_profile_of_its_own_is_a_violation(policy: Path, ch
         assert helper.end()[0] == VIOLATION
 
 
+def test_a_check_says_what_it_would_get_and_takes_nothing(policy: Path) -> None:
+    with Helper(policy) as helper:
+        job = _job(helper)
+        for _ in range(3):
+            verdict, _ = helper.request_start("true", parent=job.handle, kind=Type.CHECK)
+            assert b"uid %d" % job.uid in verdict.fields["rows"]
+        assert helper.start("true").uid != job.uid
+
+
 def test_one_in_one_is_a_violation(policy: Path) -> None:
     with Helper(policy) as helper:
         further = helper.start("sleep", "1000", parent=_job(helper).handle)
         helper.send_start("true", parent=further.handle)
         assert helper.end()[0] == VIOLATION
+
+
+def _zombies(uid: int) -> list[str]:
+    """Dead processes of a uid that nobody has reaped."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            text = status.read_text()
+            if f"Uid:\t{uid}\t" in text and "State:\tZ" in text:
+                found.append(text)
+    return found
+
+
+def test_none_is_left_unreaped_however_it_ends(policy: Path, code: Path) -> None:
+    """Its parent is outside of the job's pid namespace, which cannot end before all in it are reaped."""
+    with Helper(policy, code=code) as helper:
+        job = _job(helper)
+        for _ in range(20):
+            assert helper.start_error("true", parent=job.handle, place=[b"", b"/no/such"])[0] is Stage.CHDIR
+            assert helper.start_error("no-such", parent=job.handle)[0] is Stage.EXEC
+            further = helper.start("sleep", "1000", parent=job.handle)
+            assert helper.request(Type.KILL, handle=further.handle).type is Type.DONE
+            assert helper.finish(further).facts["signal"] == signal.SIGKILL
+        assert _zombies(job.uid) == []
+
+
+def test_one_whose_init_cannot_be_told_is_ended_all_the_same(policy: Path, code: Path) -> None:
+    with Helper(policy, code=code) as helper:
+        job = helper.start(*PYTHON, FILL)
+        assert read_line(job.stdout) == b"full\n"
+        further = helper.start("sleep", "1000", parent=job.handle)
+        assert helper.request(Type.KILL, handle=further.handle).type is Type.DONE
+        assert helper.finish(further).facts["killed"] == 1
