@@ -14,13 +14,13 @@ from typing import Any
 
 import grpc
 
-from bench import bars, clients, fanout, idle, latency, links, live, memory, start_calls, starts, verify
+from bench import bars, clients, fanout, idle, latency, links, live, memory, start_calls, starts, stdin, verify
 from bench.docs import slug
 from bench.ground import GIB, cpu_model, ground
 
 RESULTS = Path(__file__).parent / "results"
 SCHEMA = 1
-PARTS = ("fanout", "verify", "clients", "links", "latency", "live", "starts", "start_calls", "idle", "memory")
+PARTS = ("fanout", "verify", "clients", "links", "latency", "live", "starts", "start_calls", "idle", "memory", "stdin")
 
 
 def main() -> int:
@@ -55,6 +55,8 @@ def main() -> int:
             elif part == "memory":
                 crowd = int(options.crowd_gib * GIB)
                 result[part] = memory.run(here, int(options.memory_gib * GIB), options.crowd, crowd)
+            elif part == "stdin":
+                result[part] = stdin.run(here, int(options.stdin_gib * GIB), options.keys)
             result["bars"] = bars.of(result)
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(result, indent=1) + "\n")
@@ -89,6 +91,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--memory-gib", type=float, default=1 if quick else 10, help="the job with one watcher")
     parser.add_argument("--crowd", type=int, default=99, help="watchers beside the one that is stopped")
     parser.add_argument("--crowd-gib", type=float, default=0.1 if quick else 1, help="the job with 99 and one stopped")
+    parser.add_argument("--stdin-gib", type=float, default=0.25 if quick else 1, help="of input to one job")
+    parser.add_argument("--keys", type=int, default=100 if quick else 500, help="that are typed")
     return parser.parse_args()
 
 
