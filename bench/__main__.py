@@ -27,6 +27,7 @@ from bench import (
     memory,
     start_calls,
     starts,
+    stdin,
     stream_workers,
     verify,
 )
@@ -47,6 +48,7 @@ PARTS = (
     "idle",
     "memory",
     "stream_workers",
+    "stdin",
     "growth",
     "vm",
 )
@@ -92,6 +94,8 @@ def main() -> int:
                 result[part] = growth.run(here, [1, 10, 100], total, options.rounds, options.growth_jobs, sizes)
             elif part == "vm":
                 result[part] = in_vm.run(options.vm_starts, options.vm_flight)
+            elif part == "stdin":
+                result[part] = stdin.run(here, int(options.stdin_gib * GIB), options.keys)
             result["bars"] = bars.of(result)
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(result, indent=1) + "\n")
@@ -133,6 +137,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--growth-bytes-gib", nargs="+", type=float, default=[0.1, 0.3] if quick else [1, 3])
     parser.add_argument("--vm-starts", type=int, default=3 if quick else 25, help="of each kind, with limits in force")
     parser.add_argument("--vm-flight", type=int, default=8 if quick else 24, help="with eight of them under way")
+    parser.add_argument("--stdin-gib", type=float, default=0.25 if quick else 1, help="of input to one job")
+    parser.add_argument("--keys", type=int, default=100 if quick else 500, help="that are typed")
     return parser.parse_args()
 
 

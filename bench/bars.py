@@ -14,6 +14,7 @@ MOST_OF_PARTS = 1.5  # StartJob, of the helper alone and a bare call
 MOST_AMONG_LIVE = 1.3  # StartJob with many live jobs, of the same without
 MOST_IDLE_KIB = 100  # of one idle watcher
 MOST_P50_MS = 1.0
+LEAST_OF_WATCH, MOST_GROWN_MIB, MOST_ECHO_MS = 0.6, 64, 3.0
 _AT = 100  # watchers
 
 
@@ -76,6 +77,11 @@ def _found(result: dict[str, Any]) -> Iterator[tuple[str, float, float, bool]]:
         if row["state"] == "live":
             what = f"StartJob among {row['jobs']:,} live jobs, of another server's without, in turns"
             yield what, row["ratio"], MOST_AMONG_LIVE, False
+
+    if row := result.get("stdin"):
+        yield "input by run -i, of what watch reaches", row["ratio"], LEAST_OF_WATCH, True
+        yield "api, grown by that, MiB", row["api_grown_mib"], MOST_GROWN_MIB, False
+        yield "a key to its echo at p50, ms", row["echo_p50_ms"], MOST_ECHO_MS, False
 
 
 def _of_plain(row: dict[str, Any]) -> float:

@@ -8,7 +8,7 @@ from support.checkout import ROOT
 
 DOCS = ROOT / "docs"
 PROPERTIES = [f"S{number}" for number in range(1, 55)]
-FAULTS = [*(f"R{number}" for number in range(1, 27)), "R29"]
+FAULTS = [f"R{number}" for number in (*range(1, 27), 28, 29)]
 TESTS = {
     (name, path): key.upper()
     for path in (ROOT / "tests").rglob("*.py")

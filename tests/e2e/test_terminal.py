@@ -17,6 +17,7 @@ from support.user_terminal import UserTerminal
 from support.wait import DEADLINE_S, wait_until
 
 PROMPT = b"$ "
+BEGUN = b"begun\r\n"
 BASH = ["-e", "PS1=$ ", "--", "bash", "--norc", "--noprofile"]
 DETACHED = b"detached; the job runs on: `telehandler client attach "
 Open = Callable[..., UserTerminal]
@@ -63,16 +64,16 @@ def test_it_follows_the_users_size(open_terminal: Open) -> None:
 def test_a_shell_with_job_control(open_terminal: Open) -> None:
     """Ctrl-Z, Ctrl-C, Ctrl-\\ and Ctrl-D are the job's."""
     with open_terminal(*BASH) as terminal:
-        terminal.ask(PROMPT, b"cat\n")
-        terminal.ask(b"cat\r\n", b"echoed\n")
+        terminal.ask(PROMPT, b"echo begun; cat\n")
+        terminal.ask(BEGUN, b"echoed\n")
         terminal.ask(b"echoed\r\nechoed", b"\x1a")
         terminal.until(b"Stopped")
         terminal.ask(PROMPT, b"jobs -p | wc -l; fg\n")
-        terminal.until(b"\n1\r\n")
-        terminal.ask(b"\ncat", b"\x03")
-        terminal.ask(PROMPT, b"echo code $?; cat\n")
+        terminal.until(b"\r1\r\n")
+        terminal.ask(b"cat\r\n", b"\x03")
+        terminal.ask(PROMPT, b"echo code $?; echo begun; cat\n")
         terminal.until(b"code 130")
-        terminal.ask(b"\n", b"\x1c")
+        terminal.ask(BEGUN, b"\x1c")
         terminal.until(b"Quit")
         terminal.ask(PROMPT, b"\x04")
         assert terminal.end()[0] == 131
@@ -142,7 +143,7 @@ def test_a_detached_job_has_the_usual_size(server: Server) -> None:
 def test_the_keys_detach_and_attach_comes_back(server: Server) -> None:
     with UserTerminal(server.client_command("run", "-it", *BASH)) as terminal:
         terminal.ask(PROMPT, b"stty -echo; kept=yes; echo set\n")
-        terminal.until(b"\nset")
+        terminal.until(b"\rset")
         terminal.ask(PROMPT, b"\x10x\x10")  # ctrl-p and another: passed on; the second one waits for what follows
         terminal.type(b"\x11")
         code, seen = terminal.end()
@@ -181,7 +182,7 @@ def test_a_second_watcher_just_watches(server: Server) -> None:
             terminal.type(b"echo $((40 + 2)); exit\n")
             assert terminal.end()[0] == 0
             out, _ = watcher.communicate(timeout=DEADLINE_S)
-            assert b"\n42\r\n" in out
+            assert b"\r42\r\n" in out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
@@ -231,7 +232,7 @@ def test_a_lost_server_restores_the_terminal(own_server: Server) -> None:
 def test_a_session_goes_on_when_the_api_is_killed(own_server: Server) -> None:
     with UserTerminal(own_server.client_command("run", "-it", *BASH)) as terminal:
         terminal.ask(PROMPT, b"stty -echo; kept=yes; echo set\n")
-        terminal.until(b"\nset")
+        terminal.until(b"\rset")
         terminal.until(PROMPT)
         os.kill(own_server.children()["api"], signal.SIGKILL)
         terminal.type(b"echo still $kept; exit 9\n")

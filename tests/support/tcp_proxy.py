@@ -2,6 +2,7 @@
 
 import selectors
 import socket
+import struct
 import threading
 from contextlib import suppress
 
@@ -49,6 +50,17 @@ class Proxy:
                 self._selector.unregister(sock)
             self._frozen += frozen
         return {sock.getsockname()[1] for sock in frozen if sock.getpeername() == self._target}
+
+    def cut(self) -> int:
+        """The connections of now are closed, with what is on its way in them: how many. New ones are served."""
+        with self._lock:
+            for sock in self._pairs:
+                self._selector.unregister(sock)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset: socket(7)
+                sock.close()
+            count = len(self._pairs) // 2
+            self._pairs.clear()
+        return count
 
     def connections(self) -> int:
         """Those that are served."""
