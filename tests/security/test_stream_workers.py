@@ -29,7 +29,7 @@ OWNER = "tele-tester"
 MAX_CALLS, MAX_CONNECTIONS = 6, 20
 WATCH = f"/{SERVICE}/WatchJobOutput"
 OF_USERS = [method for method, about in METHODS.items() if "parent" in about.input_type.fields_by_name]
-UNSERVED = ("SignalJob", "ListJobs", "DeleteJob")  # by the original
+UNSERVED = ("SignalJob", "ListJobs", "DeleteJob", "WriteStdin")  # by the original
 HANDSHAKES = 20  # that meet both processes, but once in half a million
 
 
@@ -101,7 +101,7 @@ def test_s37_every_process_serves_the_owner_and_nobody_else(
             stack.enter_context(_connected(worker_server, pair, process))
             for pair in (ssl / "client", ssl / "bubba", issue(ssl, tmp_path / "nobody", ".."))
         )
-        job = owner.start("sleep", "1000")
+        job = owner.start("sleep", "1000", stdin=True)
         for service in (SERVICE, ORIGINAL):
             for method in METHODS:
                 answers = [caller.call_method(method, OWNER, job.uid, service) for caller in (nobody, bubba)]

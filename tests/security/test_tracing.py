@@ -181,8 +181,11 @@ os.waitpid(pid, 0)"""
         wait_until("the main process has stopped", lambda: "State:\tt" in status.read_text())
         # Of two signals the init takes the smaller first: once it has passed this one on, it was told of the stop.
         helper.request(Type.SIGNAL, handle=job.handle, signal=signal.SIGWINCH)
-        passed_on = f"ShdPnd:\t{1 << signal.SIGWINCH - 1:016x}"
-        wait_until("its init has passed a signal on", lambda: passed_on in status.read_text())
+        passed_on = 1 << signal.SIGWINCH - 1
+        wait_until(
+            "its init has passed a signal on",
+            lambda: int(status.read_text().partition("ShdPnd:\t")[2].split()[0], 16) & passed_on,
+        )
         assert not helper.events
         helper.request(Type.KILL, handle=job.handle)
         assert helper.finish(job).facts["signal"] == signal.SIGKILL
