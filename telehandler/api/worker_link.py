@@ -52,6 +52,10 @@ class WorkerCall:
         body = worker_wire.unpack_body((await self._answered(Kind.BODY)).payload)
         return grpc.aio.EOF if body is None else body
 
+    async def write(self, message: bytes) -> None:
+        """A message of the response. As small as an answer to WriteStdin: what is written waits here."""
+        self._link.send(Kind.DATA, self._number, data=message)
+
     async def watch(self, uuid: str, log: JobLog, options: WatchOptions) -> None:
         """Has the worker send a log; returns when all that was asked for is sent. Raises OSError."""
         with self._link.following(log):
