@@ -24,7 +24,9 @@ NOT_FOUND = grpc.StatusCode.NOT_FOUND
 DENIED = grpc.StatusCode.PERMISSION_DENIED
 OWNER = "tele-tester"
 EVERY = [f"{service}/{method}" for service in (SERVICE, ORIGINAL) for method in METHODS]
-UNSERVED = [f"{ORIGINAL}/{method}" for method in ("SignalJob", "ListJobs", "DeleteJob")]  # the original has them not
+UNSERVED = [
+    f"{ORIGINAL}/{method}" for method in ("SignalJob", "ListJobs", "DeleteJob", "WriteStdin")
+]  # the original has them not
 # About a user and not about one job: who may not is told so, since there is no job to hide.
 OF_USERS = [method for method, about in METHODS.items() if "parent" in about.input_type.fields_by_name]
 SERVED = [path for path in EVERY if path not in UNSERVED]
@@ -132,7 +134,7 @@ def test_s37_the_owner_is_served(server: Server, ssl: Path, path: str) -> None:
     """So that the refusals below are for who asks."""
     service, _, method = path.partition("/")
     with RawClient(server, ssl / "client") as owner:
-        job = owner.start("sleep", "1000")
+        job = owner.start("sleep", "1000", stdin=True)
         assert owner.call_method(method, OWNER, job.uid, service).code is OK
         assert owner.call_method("DeleteJob", OWNER, job.uid).code is (NOT_FOUND if method == "DeleteJob" else OK)
 
@@ -210,9 +212,9 @@ def test_s38_admin_is_who_is_configured(make_server: Callable[..., Server], ssl:
     """The name is nothing by itself: any user of the root could ask for a certificate with it."""
     server = make_server(admins=admins)
     with RawClient(server, ssl / "client") as owner, RawClient(server, ssl / "admin") as admin:
-        job = owner.start("sleep", "1000").uid
+        job = owner.start("sleep", "1000", stdin=True).uid
         # The removal last: the others need the job.
-        methods = sorted(METHODS, key=lambda method: (method == "DeleteJob", method))
+        methods = sorted(METHODS, key=lambda method: (method in ("DeleteJob", "StopJob"), method == "DeleteJob"))
         codes = {method: admin.call_method(method, OWNER, job).code for method in methods}
         started, listed, everybody = (
             codes.pop("StartJob"),
