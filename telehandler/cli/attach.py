@@ -41,9 +41,11 @@ def command(
         keyboard.check_terminal()
     if status.HasField("end_time"):
         raise TelehandlerError(f"the job has ended: {terminal.come_back(name)}")
-    request = pb.WatchJobOutputRequest(name=name, offset=offset or 0)
-    if offset is None:
-        request.tail_lines = tail or 0
+    # From now on: not from when the server gets it, by which time there may be an answer to what is typed.
+    now = status.stdout_bytes + status.stderr_bytes
+    request = pb.WatchJobOutputRequest(name=name, tail_lines=tail)
+    if tail is None:
+        request.offset = now if offset is None else offset
     signals = Forwarding(client, raw=status.terminal)
     signals.to(name)
     keyboard.Keyboard(client, name, status.terminal, keys).begin(redraw=True)

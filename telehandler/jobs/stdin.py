@@ -76,7 +76,7 @@ class Stdin:
         Raises TakenOver, and OSError when the disk does not keep how far it got: then nothing more was written.
         """
         view = memoryview(data)[max(self.offset - offset, 0) :]
-        if len(view) >= _LARGE_BYTES and not self.terminal:
+        if len(view) >= _LARGE_BYTES and not self.terminal and not self.ended:
             enlarge(self._fd)
         while view and not self.ended:
             if turn is not self._turn:

@@ -190,7 +190,7 @@ def test_a_signal_to_the_client_detaches_and_restores(server: Server, number: in
     with UserTerminal(server.client_command("run", "-it", *BASH)) as terminal:
         terminal.until(PROMPT)
         assert terminal.raw
-        _client_of(terminal, number)
+        terminal.process.send_signal(number)
         code, seen = terminal.end()
         assert (code, terminal.restored) == (128 + number, True)
         assert DETACHED in seen
@@ -198,17 +198,11 @@ def test_a_signal_to_the_client_detaches_and_restores(server: Server, number: in
     server.client("stop", "--stop-timeout", "0")
 
 
-def _client_of(terminal: UserTerminal, number: int) -> None:
-    """The signal to the command below setsid(1), if that has forked."""
-    children = Path(f"/proc/{terminal.process.pid}/task/{terminal.process.pid}/children").read_text().split()
-    os.kill(int(children[0]) if children else terminal.process.pid, number)
-
-
 def test_local_ends_its_shell_as_when_a_terminal_goes(policy: Path) -> None:
     with UserTerminal(local_command(policy, "-it", *BASH)) as terminal:
         terminal.until(PROMPT)
         began = time.monotonic()
-        _client_of(terminal, signal.SIGTERM)
+        terminal.process.send_signal(signal.SIGTERM)
         assert terminal.end()[0] != 0
         assert time.monotonic() - began < 8  # not by the end of the grace
         assert terminal.restored

@@ -114,7 +114,12 @@ def test_r28_a_connection_that_breaks_loses_no_byte_and_sends_none_twice(server:
         ) as process:
             wait_until("it is connected", proxy.connections)
             cuts: list[int] = []
-            expected = _feed(process, lambda: cuts.append(proxy.cut()), 9)
+
+            def cut() -> None:
+                wait_until("it is connected again", lambda: proxy.connections() or process.poll() is not None)
+                cuts.append(proxy.cut())
+
+            expected = _feed(process, cut, 9)
             out, errors = process.communicate(timeout=DEADLINE_S)
     assert sum(cuts) >= 2
     assert (process.returncode, out[:64].decode()) == (0, expected), errors

@@ -214,7 +214,7 @@ def test_s38_admin_is_who_is_configured(make_server: Callable[..., Server], ssl:
     with RawClient(server, ssl / "client") as owner, RawClient(server, ssl / "admin") as admin:
         job = owner.start("sleep", "1000", stdin=True).uid
         # The removal last: the others need the job.
-        methods = sorted(METHODS, key=lambda method: (method == "DeleteJob", method == "StopJob", method))
+        methods = sorted(METHODS, key=lambda method: (method in ("DeleteJob", "StopJob"), method == "DeleteJob"))
         codes = {method: admin.call_method(method, OWNER, job).code for method in methods}
         started, listed, everybody = (
             codes.pop("StartJob"),
