@@ -1,0 +1,234 @@
+"""`client cp`: files into a job that runs, and out of it."""
+
+import hashlib
+import os
+import signal
+import stat
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from support.checkout import ROOT
+from support.servers import Server, free_address
+from support.wait import wait_until
+
+
+@pytest.fixture
+def job(server: Server) -> Iterator[str]:
+    name = server.detach("sleep", "1000")
+    yield name
+    server.client("rm", "-f", name)
+
+
+def _cp(server: Server, source: "str | Path", destination: "str | Path") -> None:
+    done = server.client("cp", str(source), str(destination))
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def _in_job(server: Server, job: str, script: str) -> bytes:
+    done = server.client("exec", job, "--", "sh", "-c", script)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _nothing_is_left(server: Server, job: str) -> None:
+    left = [line for line in server.client("ls", "-q", "--in", job).stdout.split() if line]
+    assert not left
+
+
+def _tree(place: Path) -> Path:
+    """Files of many kinds; those of a name that is not UTF-8 and of a long one among them."""
+    top = place / "tree"
+    (top / "empty").mkdir(parents=True)
+    deep = top / ("d" * 120) / ("e" * 120)
+    deep.mkdir(parents=True)
+    (deep / "file").write_bytes(os.urandom(300_001))
+    (top / "script").write_text("#!/bin/sh\n")
+    (top / "script").chmod(0o755)
+    (top / "secret").write_text("s")
+    (top / "secret").chmod(0o600)
+    (top / "none").write_bytes(b"")
+    (top / "link").symlink_to("script")
+    os.link(top / "secret", top / "secret-too")
+    Path(os.fsdecode(os.fsencode(top) + b"/\xff\n -x")).write_text("odd")
+    for path in [*top.rglob("*"), top]:
+        os.utime(path, (1_600_000_000, 1_600_000_000), follow_symlinks=False)
+    return top
+
+
+def _digest(top: Path) -> dict[bytes, tuple[object, ...]]:
+    found: dict[bytes, tuple[object, ...]] = {}
+    for path in sorted([top, *top.rglob("*")]):
+        status = path.lstat()
+        name = os.fsencode(path.relative_to(top))
+        content: object = None
+        if stat.S_ISREG(status.st_mode):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif stat.S_ISLNK(status.st_mode):
+            content = os.readlink(path)
+        found[name] = (oct(status.st_mode), int(status.st_mtime), status.st_nlink, content)
+    return found
+
+
+def test_a_tree_is_the_same_after_both_ways(server: Server, job: str, tmp_path: Path) -> None:
+    tree = _tree(tmp_path)
+    _cp(server, tree, f"{job}:/tmp")
+    _cp(server, f"{job}:/tmp/tree", tmp_path / "new")
+    assert _digest(tmp_path / "new") == _digest(tree)
+    (tmp_path / "there").mkdir()
+    _cp(server, f"{job}:/tmp/tree", tmp_path / "there")
+    _cp(server, f"{job}:/tmp/tree/.", tmp_path / "there")
+    assert _digest(tmp_path / "there" / "tree") == _digest(tree)
+    assert (tmp_path / "there" / "script").exists()
+    _nothing_is_left(server, job)
+
+
+def test_a_destination_means_what_it_does_in_docker(server: Server, job: str, tmp_path: Path) -> None:
+    file, tree = tmp_path / "file", tmp_path / "tree"
+    file.write_text("content")
+    tree.mkdir()
+    (tree / "inside").write_text("content")
+    _cp(server, file, f"{job}:/tmp/new")
+    _cp(server, file, f"{job}:/tmp/new")  # over the one that is there
+    _cp(server, file, f"{job}:tmp/")
+    _cp(server, tree, f"{job}:/tmp/made")
+    _cp(server, tree, f"{job}:/tmp/made")
+    _cp(server, f"{tree}/.", f"{job}:/tmp")
+    found = _in_job(server, job, "cd /tmp; find . -type f | sort").split()
+    assert found == [b"./file", b"./inside", b"./made/inside", b"./made/tree/inside", b"./new"]
+    for source, destination, text in (
+        (file, f"{job}:/tmp/no/", b"no such directory"),
+        (tree, f"{job}:/tmp/new", b"not a directory"),
+        (tmp_path / "no", f"{job}:/tmp", b"no such file"),
+        (f"{job}:/tmp/no", tmp_path, b"No such file"),
+        (f"{job}:/tmp/new", f"{tmp_path}/no/", b"no such directory"),
+        (f"{job}:/tmp/new", tmp_path / "no" / "no", b"No such file"),
+        (file, tree, b"JOB:PATH"),
+    ):
+        done = server.client("cp", str(source), str(destination))
+        assert (done.returncode, text in done.stderr) == (125, True), done.stderr
+    assert not (tmp_path / "no").exists()
+
+
+def test_streams_are_tar(server: Server, job: str, tmp_path: Path) -> None:
+    tree = _tree(tmp_path)
+    packed = subprocess.run(["tar", "-cf", "-", "-C", tmp_path, "tree"], capture_output=True, check=True).stdout
+    command = server.client_command("cp", "-", f"{job}:/tmp")
+    assert subprocess.run(command, cwd=ROOT, input=packed, timeout=60, check=False).returncode == 0
+    done = server.client("cp", f"{job}:/tmp/tree", "-")
+    (tmp_path / "out").mkdir()
+    subprocess.run(["tar", "-xpf", "-", "-C", tmp_path / "out"], input=done.stdout, check=True)
+    assert _digest(tmp_path / "out" / "tree") == _digest(tree)
+
+
+def _member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", data: bytes = b"", mode: int = 0o644) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size, info.mode = kind, link, len(data), mode
+    return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
+
+
+_TOP = _member("x", tarfile.DIRTYPE, mode=0o755)
+_HUGE = tarfile.TarInfo("x/huge")
+_HUGE.size = 1 << 62
+_LONG = tarfile.TarInfo("././@LongLink")
+_LONG.type, _LONG.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
+
+
+@pytest.mark.parametrize(
+    ("stream", "text"),
+    [
+        (_member("/outside", data=b"evil"), b"leads out"),
+        (_member("x/../../outside", data=b"evil"), b"leads out"),
+        (_member("outside", data=b"evil"), b"not asked for"),
+        (_member("x/l", tarfile.SYMTYPE, "/"), b"a link out"),
+        (_member("x/l", tarfile.SYMTYPE, "../.."), b"a link out"),
+        (_member("x/d", tarfile.DIRTYPE) + _member("x/d/l", tarfile.SYMTYPE, "../l/../.."), b"a link out"),
+        (_member("x/l", tarfile.SYMTYPE, ".") + _member("x/l/outside", data=b"evil"), b"Not a directory"),
+        (_member("x/h", tarfile.LNKTYPE, "../outside"), b"leads out"),
+        (_member("x/h", tarfile.LNKTYPE, "x"), b"no file"),
+        (_HUGE.tobuf(tarfile.GNU_FORMAT) + b"little", b"ends too early"),
+        (_LONG.tobuf(tarfile.GNU_FORMAT), b"a header of"),
+        (_member("x/t", data=b"a" * 600)[:-512], b"ends too early"),
+        (b"\1" * 512, b"checksum"),
+    ],
+)
+def test_a_hostile_stream_stays_inside(server: Server, tmp_path: Path, stream: bytes, text: bytes) -> None:
+    with _hostile(server, tmp_path, _TOP + stream) as job:
+        (tmp_path / "to").mkdir()
+        done = server.client("cp", f"{job.name}:/tmp/x", str(tmp_path / "to"))
+        assert (done.returncode, text in done.stderr) == (125, True), done.stderr
+        assert not list(tmp_path.rglob("outside"))
+        assert not list(tmp_path.rglob(".telehandler*"))
+        _nothing_is_left(server, job.name)
+
+
+def test_what_must_not_be_made_is_not(server: Server, tmp_path: Path) -> None:
+    stream = _TOP + _member("x/dev", tarfile.CHRTYPE) + _member("x/pipe", tarfile.FIFOTYPE)
+    stream += _member("x/root", mode=0o6777, data=b"1") + _member("x/twice", data=b"1") + _member("x/twice", data=b"2")
+    with _hostile(server, tmp_path, stream + bytes(1024)) as job:
+        done = server.client("cp", f"{job.name}:/tmp/x", str(tmp_path / "to"))
+    assert (done.returncode, done.stderr.count(b"skipped")) == (0, 2), done.stderr
+    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["root", "twice"]
+    assert stat.S_IMODE((tmp_path / "to" / "root").stat().st_mode) == 0o755
+    assert (tmp_path / "to" / "twice").read_text() == "2"
+
+
+class _hostile:
+    """A job whose `tar` is a program of its own that writes `stream`."""
+
+    def __init__(self, server: Server, place: Path, stream: bytes) -> None:
+        self._server, self._place, self._stream, self.name = server, place, stream, ""
+
+    def __enter__(self) -> "_hostile":
+        self.name = self._server.detach("sleep", "1000")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.client("rm", "-f", self.name)
+
+
+def test_what_cannot_be_read_is_told(server: Server, job: str, tmp_path: Path) -> None:
+    _in_job(server, job, "mkdir /tmp/d; echo a >/tmp/d/a; echo b >/tmp/d/b; chmod 0 /tmp/d/a")
+    done = server.client("cp", f"{job}:/tmp/d", str(tmp_path / "d"))
+    assert (done.returncode, b"Permission denied" in done.stderr) == (125, True), done.stderr
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["b"]
+    full = server.client("cp", str(tmp_path / "d"), f"{job}:/usr")
+    assert (full.returncode, b"Read-only" in full.stderr or b"Permission" in full.stderr) == (125, True), full.stderr
+
+
+def test_no_space_in_the_job(server: Server, tmp_path: Path) -> None:
+    done = server.client("run", "-d", "--tmp-size", "1m", "--", "sleep", "1000")
+    job = done.stdout.decode().strip()
+    (tmp_path / "big").write_bytes(bytes(8 << 20))
+    full = server.client("cp", str(tmp_path / "big"), f"{job}:/tmp")
+    assert (full.returncode, b"No space left" in full.stderr, b"--tmp-size" in full.stderr) == (125, True, True)
+    _nothing_is_left(server, job)
+    server.client("rm", "-f", job)
+
+
+@pytest.mark.parametrize("into", [True, False])
+def test_an_api_that_is_killed_in_the_middle(make_server: Callable[..., Server], tmp_path: Path, into: bool) -> None:
+    server = make_server(listen=free_address())
+    job = server.client("run", "-d", "-m", "1g", "--tmp-size", "300m", "--", "sleep", "1000").stdout.decode().strip()
+    big = tmp_path / "big"
+    big.write_bytes(os.urandom(1 << 20) * 100)
+    if not into:
+        _cp(server, big, f"{job}:/tmp")
+    source, destination = (str(big), f"{job}:/tmp") if into else (f"{job}:/tmp/big", str(tmp_path / "back"))
+    command = server.client_command("cp", source, destination)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until("tar runs", lambda: server.client("ls", "-q", "--in", job).stdout)
+    os.kill(server.children()["api"], signal.SIGKILL)
+    _, told = process.communicate(timeout=120)
+    digest = hashlib.sha256(big.read_bytes()).hexdigest().encode()
+    if process.returncode:
+        assert process.returncode == 125
+        assert told.startswith(b"telehandler: ")
+    elif into:
+        assert _in_job(server, job, "sha256sum </tmp/big").split()[0] == digest
+    else:
+        assert hashlib.sha256((tmp_path / "back").read_bytes()).hexdigest().encode() == digest
+    wait_until("nothing is left", lambda: not server.client("ls", "-q", "--in", job).stdout.strip())
