@@ -140,10 +140,11 @@ def _out(client: "Client", job: str, path: bytes, destination: bytes, progress: 
         except OSError as error:
             where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
             raise _partly(TelehandlerError(f"{where}{error.strerror}"), unpacker.count) from None
+        except Interrupted:
+            raise
         except TelehandlerError as error:
-            if tar.has_ended() and (text := _why(tar)):
-                error = TelehandlerError(text)
-            raise _partly(error, unpacker.count) from None
+            text = _why(tar) if tar.has_ended() else ""
+            raise _partly(TelehandlerError(text or str(error)), unpacker.count) from None
         try:
             _check(tar.code(), tar.complaint())
         except TelehandlerError as error:
@@ -181,7 +182,7 @@ def _place(destination: bytes, name: bytes) -> tuple[int, bytes]:
         parent, top = destination, b"" if name == b"." else name
     else:
         parent, top = _last(destination)
-        if destination.endswith(b"/") and name != b"." or top == b".":
+        if (destination.endswith(b"/") and name != b".") or top == b".":
             raise TelehandlerError(f"{os.fsdecode(destination)}: no such directory")
     try:
         return os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), top
@@ -223,6 +224,8 @@ def _into(client: "Client", job: str, source: bytes, path: bytes, progress: _Pro
         try:
             tar.send(progress.through(pieces))
             _check(tar.code(), tar.complaint())
+        except Interrupted:
+            raise
         except (TelehandlerError, OSError) as error:
             text = str(error) if isinstance(error, TelehandlerError) else f"stdin: {error.strerror}"
             raise TelehandlerError(

@@ -12,7 +12,6 @@ from telehandler.common.errors import EXIT_NOT_FOUND, TelehandlerError
 if TYPE_CHECKING:
     from telehandler.client.connection import Client
     from telehandler.client.stdin import Stdin
-    from telehandler.pb import telehandler_pb2 as pb
 
 _UNREAD = timedelta(seconds=60)  # the server removes it so long after its end, when we cannot
 _MAX_SAID_BYTES = 4096
@@ -115,8 +114,8 @@ class InJob:
         lines = [line for line in self.said.decode("utf-8", "backslashreplace").splitlines() if line]
         lines = [line for line in lines if "previous errors" not in line and "not recoverable" not in line] or lines
         text = lines[0] if lines else f"`{self._program}` failed and said nothing"
-        if "No space left" in text:
-            text += " (a job's /tmp and home are as large as its --tmp-size)"
+        if "No space left" in text or "Wrote only" in text:
+            text += " (no room is left there: a job's /tmp and home are as large as its --tmp-size)"
         return text
 
 

@@ -22,11 +22,7 @@ class Packer:
 
     def pack(self, source: bytes, name: bytes) -> Iterator[bytes]:
         """`source` under the `name`; with `.`, what is in the directory `source`, without itself."""
-        stack: list[tuple[bytes, bytes]] = []
-        if name == b".":
-            stack = self._children(source, b"")
-        else:
-            stack = [(source, name)]
+        stack = self._children(source, b"") if name == b"." else [(source, name)]
         while stack:
             path, member = stack.pop()
             try:
