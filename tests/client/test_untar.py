@@ -43,7 +43,7 @@ _LONG.type, _LONG.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
         (_member("x/t").replace(b"x/t", b"x/u"), "checksum"),
     ],
 )
-def test_a_hostile_stream_stays_inside(tmp_path: Path, stream: bytes, text: str) -> None:
+def test_s55_a_hostile_stream_stays_inside(tmp_path: Path, stream: bytes, text: str) -> None:
     told, failure = _unpack(tmp_path, _TOP + stream)
     assert text in f"{told} {failure}"
     assert not list(tmp_path.rglob("outside"))
@@ -70,7 +70,7 @@ def _pieces(stream: bytes) -> Iterator[bytes]:
         yield stream[at : at + 97]
 
 
-def test_what_must_not_be_made_is_not(tmp_path: Path) -> None:
+def test_s55_what_must_not_be_made_is_not(tmp_path: Path) -> None:
     stream = _TOP + _member("x/dev", tarfile.CHRTYPE) + _member("x/pipe", tarfile.FIFOTYPE)
     stream += _member("x/root", mode=0o6777, data=b"1") + _member("x/twice", data=b"1") + _member("x/twice", data=b"2")
     told, failure = _unpack(tmp_path, stream + bytes(1024))
@@ -81,7 +81,7 @@ def test_what_must_not_be_made_is_not(tmp_path: Path) -> None:
     assert (tmp_path / "to" / "x" / "twice").read_text() == "2"
 
 
-def test_links_that_are_there_are_not_followed(tmp_path: Path) -> None:
+def test_s55_links_that_are_there_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "to" / "x").mkdir(parents=True)
     (tmp_path / "away").mkdir()
     (tmp_path / "kept").write_text("kept")
