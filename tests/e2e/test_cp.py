@@ -217,3 +217,36 @@ def test_many_small_files(server: Server, tmp_path: Path) -> None:
     _cp(server, f"{job}:/tmp/many", tmp_path / "back")
     assert _digest(tmp_path / "back") == _digest(many)
     server.client("rm", "-f", job)
+
+
+def test_a_client_that_is_killed_leaves_no_half_file_under_its_name(server: Server, tmp_path: Path) -> None:
+    job = server.client("run", "-d", "-m", "1g", "--tmp-size", "500m", "--", "sleep", "1000").stdout.decode().strip()
+    _in_job(server, job, "head -c 400M /dev/zero >/tmp/big")
+    process = subprocess.Popen(server.client_command("cp", f"{job}:/tmp/big", str(tmp_path)), cwd=ROOT)
+    wait_until("it writes", lambda: list(tmp_path.glob(".telehandler-cp-*")))
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "big").exists()
+    (name,) = server.client("ls", "-q", "--in", job).stdout.decode().split()
+    assert server.job_status(name)["remove_after"]  # by the server, a minute after its end
+    server.client("rm", "-f", job)
+
+
+def test_progress_is_shown_on_a_terminal(server: Server, tmp_path: Path) -> None:
+    job = server.client("run", "-d", "-m", "1g", "--tmp-size", "500m", "--", "sleep", "1000").stdout.decode().strip()
+    (tmp_path / "big").write_bytes(bytes(300 << 20))
+    ours, theirs = os.openpty()
+    command = server.client_command("cp", str(tmp_path / "big"), f"{job}:/tmp")
+    process = subprocess.Popen(command, cwd=ROOT, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while piece := os.read(ours, 4096):
+            shown += piece
+    except OSError:
+        pass  # nobody has it open any more
+    os.close(ours)
+    assert process.wait(60) == 0, shown
+    assert b" MB/s" in shown
+    assert shown.endswith(b"\r\x1b[K")
+    server.client("rm", "-f", job)
