@@ -7,7 +7,7 @@ import pytest
 from support.checkout import ROOT
 
 DOCS = ROOT / "docs"
-PROPERTIES = [f"S{number}" for number in range(1, 55)]
+PROPERTIES = [f"S{number}" for number in range(1, 56)]
 FAULTS = [f"R{number}" for number in (*range(1, 27), 28, 29)]
 TESTS = {
     (name, path): key.upper()

@@ -4,7 +4,7 @@ import click
 
 from telehandler.cli import LazyGroup
 
-_VERBS = "run exec attach watch stop signal status ls wait rm benchmark help"
+_VERBS = "run exec cp attach watch stop signal status ls wait rm benchmark help"
 
 
 @click.group(cls=LazyGroup, modules={name: name for name in _VERBS.split()})

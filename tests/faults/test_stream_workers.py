@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 
@@ -269,3 +270,11 @@ def test_r29_what_is_dropped_is_a_gap_at_a_worker_too(server: Server) -> None:
             offset += len(output.data)
         client.close()
         assert (offset, ended[0].exit_code) == (16 * LINES, 0)
+
+
+def test_r29_input_comes_through_any_process(server: Server) -> None:
+    data = os.urandom(1 << 20)
+    for _ in range(8):  # new connections, which the kernel shares out
+        command = server.client_command("run", "-i", "--", "sha256sum")
+        done = subprocess.run(command, input=data, capture_output=True, timeout=120, check=False)
+        assert (done.returncode, done.stdout.split()[0].decode()) == (0, hashlib.sha256(data).hexdigest()), done.stderr
