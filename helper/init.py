@@ -46,6 +46,7 @@ def _open_terminal(socket_fd: int) -> None:
     fcntl.ioctl(master_fd, _TIOCSPTLCK, bytes(4))
     # By ioctl and not by its path, which says nothing about whose it is: see ioctl_tty(2).
     slave_fd = fcntl.ioctl(master_fd, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    fcntl.ioctl(slave_fd, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # until the api says another
     for fd in (0, 1, 2):
         os.dup2(slave_fd, fd)
     with socket.socket(fileno=socket_fd) as sock:

@@ -32,9 +32,9 @@ async def messages(log: JobLog, chunks: Chunks, options: WatchOptions) -> AsyncI
     log.takers += options.zstd
     try:
         while True:
-            if offset < log.floor:
-                yield pb.JobOutput(offset=log.floor, gap_bytes=log.floor - offset).SerializeToString()
-                offset = log.floor
+            if offset < (floor := log.floor):  # which may rise while the gap is sent
+                yield pb.JobOutput(offset=floor, gap_bytes=floor - offset).SerializeToString()
+                offset = floor
             if not await _more(log, offset, options):
                 return
             if offset < log.floor:  # while it waited
