@@ -5,6 +5,7 @@ A `tar` in the job packs and unpacks there, with the job's uid, in its sandbox: 
 
 import os
 import posixpath
+import select
 import signal
 import sys
 import time
@@ -138,7 +139,7 @@ def _out(client: "Client", job: str, path: bytes, destination: bytes, progress: 
                 raise TelehandlerError("`tar` in the job sent nothing")
             unpacker.unpack(TarStream(_with(first, pieces)), name)
         except OSError as error:
-            where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+            where = f"{os.fsdecode(error.filename)}: " if error.filename else "here: "
             raise _partly(TelehandlerError(f"{where}{error.strerror}"), unpacker.count) from None
         except Interrupted:
             raise
@@ -190,6 +191,17 @@ def _place(destination: bytes, name: bytes) -> tuple[int, bytes]:
         raise TelehandlerError(f"{os.fsdecode(parent)}: {error.strerror}") from None
 
 
+def _stdin() -> Iterator[bytes]:
+    """Its bytes; none now and then, for whoever has to notice that the job takes no more."""
+    while True:
+        if not select.select([STDIN_FD], [], [], _SHOWN_EVERY_S)[0]:
+            yield b""
+        elif data := os.read(STDIN_FD, _PIECE_BYTES):
+            yield data
+        else:
+            return
+
+
 def _into(client: "Client", job: str, source: bytes, path: bytes, progress: _Progress) -> None:
     from telehandler.client.job_files import InJob, run
     from telehandler.client.pack import Packer
@@ -199,7 +211,7 @@ def _into(client: "Client", job: str, source: bytes, path: bytes, progress: _Pro
     if source == b"-":
         if not is_directory:
             raise TelehandlerError(f"in the job: {os.fsdecode(path)}: no such directory")
-        directory, pieces = path, iter(lambda: os.read(STDIN_FD, _PIECE_BYTES), b"")
+        directory, pieces = path, _stdin()
     else:
         _, name = _last(source)
         tree = os.path.isdir(source) and (name == b"." or source.endswith(b"/") or not os.path.islink(source))

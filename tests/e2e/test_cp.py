@@ -194,10 +194,10 @@ def test_a_job_that_ends_meanwhile_is_told(server: Server) -> None:
     )
     wait_until("tar runs", lambda: b"tar" in _in_job(server, job, "ps ax"))
     server.client("stop", job)
-    assert process.stdin
-    process.stdin.close()
-    process.stdin = None
-    _, told = process.communicate(timeout=60)
+    with process:
+        assert process.wait(60) == 125  # with its stdin open
+        assert process.stderr
+        told = process.stderr.read()
     assert (process.returncode, b"the job ended before the copy did" in told) == (125, True), told
     server.client("rm", "-f", job)
 
