@@ -87,7 +87,7 @@ class Jobs:
 
     def turn(self) -> None:
         """What is due: removals of cgroups that were not empty, deadlines."""
-        for job in reversed(self._dying[:]):  # a further command before the job that waits for its end
+        for job in sorted(self._dying, key=lambda job: not job.parent):  # a job waits for its further commands' end
             with suppress(OSError):  # such as no fd free: tried again at the next turn
                 self._finish(job)
         if (now := time.monotonic()) >= self._look_at:
