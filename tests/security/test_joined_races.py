@@ -87,7 +87,7 @@ def test_a_start_in_a_job_that_dies_meanwhile_leaves_nothing(policy: Path, code:
 
 
 def test_the_job_cannot_look_into_what_joins_it(policy: Path, code: Path) -> None:
-    """CVE-2016-9962, CVE-2019-5736: a process of the job, of the same uid, opens what it can of each before its exec."""
+    """CVE-2016-9962, CVE-2019-5736: a process of the job, of the same uid, opens what it can before the exec."""
     with Helper(policy, code=code) as helper:
         job = helper.start(*PYTHON, HUNTER)
         assert read_line(job.stdout) == b"up\n"
