@@ -136,9 +136,8 @@ class Jobs:
                     self.close_fds(job, "stdout")
                     job.fds["stdout"] = spawn.receive_terminal(job.fds.pop("terminal"))
                     job.fds["stdin"] = os.dup(job.fds["stdout"])
-                except OSError as failed:  # no fd is free
-                    text = f"the start failed: its terminal could not be received: {failed.strerror}"
-                    job.failure = Refusal(Stage.CLONE, failed.errno or errno.EIO, text)
+                except (OSError, IndexError):
+                    job.failure = Refusal(Stage.CLONE, errno.EMFILE, "no fd was free for the job's terminal")
                     return self.kill_job(job)
             job.state, job.deadline = JobState.RUNNING, time.monotonic() + job.timeout_s
             self._link.send(Type.STARTED, job.request_id, job.handed(), handle=job.handle, uid=job.uid)
