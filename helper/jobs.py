@@ -86,7 +86,7 @@ class Jobs:
 
     def turn(self) -> None:
         """What is due: removals of cgroups that were not empty, deadlines."""
-        for job in reversed(self._dying[:]):  # a further command before the job that waits for its end
+        for job in sorted(self._dying, key=lambda job: not job.parent):  # a job waits for its further commands' end
             with suppress(OSError):  # such as no fd free: tried again at the next turn
                 self._finish(job)
         if (now := time.monotonic()) >= self._look_at:
@@ -121,11 +121,6 @@ class Jobs:
         if not job.parent:  # else the uid is the parent's
             self._uids.give_back(job.uid)
         self.table.pop(job.handle, None)
-
-    def close(self) -> None:
-        """Every fd of every job, at our end: for what follows, should there be no other."""
-        for job in self.table.values():
-            self.close_fds(job, *job.fds)
 
     def close_fds(self, job: Job, *names: str) -> None:
         """Those of these names that are open."""

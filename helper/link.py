@@ -44,7 +44,8 @@ class Events:
     def unwatch(self, fd: int) -> None:
         """Must come before the fd is closed. One that is not watched is no error."""
         if self._callbacks.pop(fd, None):
-            self._poll.unregister(fd)
+            with suppress(OSError):  # its close, which follows, does it too
+                self._poll.unregister(fd)
 
     def wait(self, timeout_ms: int) -> None:
         """Calls back for all that has come, or returns after the timeout."""

@@ -73,7 +73,8 @@ class Monitor:
                 if self.link.ended or time.monotonic() >= self.ends_at:
                     self._end()
         finally:
-            self.jobs.close()
+            for job in self.jobs.table.values():  # for what follows, should no fd be free
+                self.jobs.close_fds(job, *job.fds)
             # The whole tree at once, by nothing of the table: a fault may be what ended us.
             cgroup.end(self.base.fd, self.base.path)
 
@@ -167,16 +168,17 @@ class Monitor:
             self.jobs.kill_job(job)
         self.link.send(Type.DONE, request_id)
 
-    # A handle of the table; it closes a pipe of ours.
+    # A handle whose STARTED or ADOPT was sent; it closes a pipe of ours.
     def _on_close_stdin(self, request_id: int, handle: int) -> None:
-        self.jobs.close_fds(self.jobs.live(handle, JobState.RUNNING), "stdin")
+        job = self.jobs.live(handle, JobState.RUNNING)
+        if any(job.fds.get("stdin") in fds for _, fds in self.link.queue):  # its number would be another fd's by then
+            raise WireError("CLOSE_STDIN before STARTED")
+        self.jobs.close_fds(job, "stdin")
         self.link.send(Type.DONE, request_id)
 
     # A handle whose EXITED was sent: it frees nothing but memory and fds of a dead job.
     def _on_release(self, request_id: int, handle: int) -> None:
-        job = self.jobs.table.get(handle)
-        if job is None:
-            raise Refusal(Stage.NO_SUCH_JOB, errno.ESRCH, "no such job")
+        job = self.jobs.live(handle, *JobState)
         if job.state is not JobState.ENDED or self.link.unsent(Type.EXITED, 0, **job.facts):
             raise WireError("RELEASE before EXITED")
         self.jobs.forget(job)

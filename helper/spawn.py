@@ -10,7 +10,6 @@ import errno
 import os
 import signal
 import socket
-import struct
 from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
@@ -88,11 +87,13 @@ def spawn(order: Order, cgroup_fd: int, init_fd: dict[str, int]) -> tuple[int, d
 def receive_terminal(socket_fd: int) -> int:
     """The terminal's master, which the child has sent before its exec. Closes the socket.
 
-    Raises OSError, or IndexError when it came and no fd was free for it.
+    Raises IndexError when no fd was free for it.
     """
-    with socket.socket(fileno=socket_fd) as sock:
-        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-        _, rights, _, _ = sock.recvmsg(1, socket.CMSG_LEN(struct.calcsize("i")), flags)
+    rights: list[tuple[int, int, bytes]] = []
+    # Told all that it is, so that nothing is asked of the kernel: that could fail, with the socket left open. Nor may
+    # the error of its close lose the fd that has come.
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, socket_fd) as sock:
+        _, rights, _, _ = sock.recvmsg(1, socket.CMSG_LEN(4), socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
     return int.from_bytes(rights[0][2], "little")
 
 

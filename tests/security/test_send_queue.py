@@ -16,11 +16,11 @@ from support.process_usage import rss_bytes
 from support.wait import wait_until
 
 from helper import wire
-from helper.wire import Message, Type
+from helper.wire import Message, Stdio, Type
 
 pytestmark = pytest.mark.usefixtures("as_root")
 QUEUE_MOST = 256  # messages that may wait; what the helper has is its own to choose, below this
-_POLL = b"7"  # the system call's number, in /proc/PID/syscall
+_WAITS = b"232"  # epoll_wait, in /proc/PID/syscall
 UNKNOWN = wire.pack(Type.KILL, 1, handle=99)  # answered by an ERROR of always the same size
 START = dict.fromkeys(wire.LAYOUT[Type.START][1].split(), 0) | {"tag": TAG, "place": [b"", b""], "env": ENV}
 
@@ -31,7 +31,7 @@ def _sleeps(helper: Helper) -> bool:
 
 
 def _polls(helper: Helper) -> bool:
-    return Path(f"/proc/{helper.process.pid}/syscall").read_bytes().split()[0] == _POLL
+    return Path(f"/proc/{helper.process.pid}/syscall").read_bytes().split()[0] == _WAITS
 
 
 def _unread(sock: socket.socket) -> int:
@@ -173,3 +173,23 @@ def test_r1_a_start_whose_api_has_gone_is_ended(policy: Path) -> None:
         refused, before = _receive_until(helper, Type.ERROR)
         assert (before, refused.request_id, refused.fields["errno"]) == (0, 7, errno.ECANCELED)
         assert not list(helper.cgroup.glob("job-*"))
+
+
+@pytest.mark.parametrize("stdio", [Stdio.STDIN, Stdio.TERMINAL])
+def test_s1_stdin_is_not_closed_before_it_was_handed_over(policy: Path, stdio: Stdio) -> None:
+    """STARTED waits in the queue with the number of an fd, which would be another's by the time it is sent."""
+    with Helper(policy) as helper:
+        first = helper.start("true")
+        _queue_some(helper)
+        helper.send_start("sleep", "100", stdio=stdio)
+        wait_until("it runs", lambda: _runs_sleep(helper, first.handle + 1) and _polls(helper))
+        helper.send(Type.CLOSE_STDIN, handle=first.handle + 1)
+        ended, said = helper.end()
+        assert (ended, "CLOSE_STDIN before STARTED" in said) == (VIOLATION, True)
+        first.close()
+
+
+def _runs_sleep(helper: Helper, handle: int) -> bool:
+    with suppress(OSError):
+        return any(Path(f"/proc/{pid}/comm").read_text() == "sleep\n" for pid in helper.pids_in(f"job-{handle}"))
+    return False

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from support.checkout import ROOT
-from support.helper_driver import ENV, TAG, VIOLATION, Helper, Job, read_both
+from support.helper_driver import ENV, TAG, VIOLATION, Helper, Job
 from support.syscall_faults import ROLES, Tracer
 from support.wait import wait_until
 
 from helper import wire
-from helper.wire import Type
+from helper.wire import Stdio, Type
 
 pytestmark = pytest.mark.usefixtures("as_root")
 # What a job can see of its confinement, in one process and without a library's start-up.
@@ -42,8 +42,11 @@ _START = dict.fromkeys(wire.LIMITS.split(), 0) | {
 class TracedHelper:
     """A helper that is traced, and what must be as before after each start."""
 
-    def __init__(self, policy: Path, code: Path = ROOT) -> None:
+    def __init__(self, policy: Path, code: Path = ROOT, stdio: int = 0, joins: bool = False) -> None:
         self.helper = Helper(policy, code=code)
+        # A job to join is started before the tracer comes, which is to meet the one init and main of each start.
+        self.parent = self.helper.start("sleep", "1000") if joins else None
+        self.request = _START | {"stdio": stdio, "parent": self.parent.handle if self.parent else 0}
         self.tracer = Tracer(self.helper)
         self.proc = Path(f"/proc/{self.helper.process.pid}")
         self.before = self.leftovers()
@@ -53,12 +56,12 @@ class TracedHelper:
         fds = sorted(os.readlink(path) for path in (self.proc / "fd").iterdir())
         mounts = [line.split()[4] for line in (self.proc / "mountinfo").read_text().splitlines()]
         mounts = [point for point in mounts if point in _COVERED]  # whatever else the host mounts meanwhile
-        return [children, fds, mounts, list(self.helper.cgroup.glob("job-*"))]
+        return [children, fds, mounts, sorted(self.helper.cgroup.glob("**/*-*"))]
 
     def start(self, failing: tuple[str, int, int] | None = None) -> set[str] | None:
         """What the job saw of itself; None when it did not start. Checks that the rest is as before."""
         self.tracer.watch(failing)
-        self.helper.send(Type.START, 7, **_START)
+        self.helper.send(Type.START, 7, **self.request)
         seen = self._life()
         self.tracer.let_go()
         if self._request(Type.KILL, handle=0) is Type.ERROR:
@@ -79,7 +82,7 @@ class TracedHelper:
         try:
             if self.tracer.until_message() and self.helper.receive()[0].type is Type.EXITED:
                 self._request(Type.RELEASE, handle=job.handle)
-            return _confinement(read_both(job.stdout)[0].decode(), job.uid)
+            return _confinement(_to_end(job.stdout).decode(), job.uid)
         finally:
             job.close()
 
@@ -99,6 +102,8 @@ class TracedHelper:
         wait_until(f"all have ended after {failing}", self.tracer.all_gone)
 
     def close(self) -> None:
+        if self.parent:
+            self.parent.close()
         if not self.tracer.ended():
             self.helper.sock.shutdown(socket.SHUT_WR)
             self.tracer.until_ended()
@@ -106,11 +111,22 @@ class TracedHelper:
         self.helper.__exit__()
 
 
+def _to_end(fd: int) -> bytes:
+    """A pipe's or a terminal's, whose master tells of its end by EIO."""
+    output = b""
+    with suppress(OSError):
+        while piece := os.read(fd, 1 << 16):
+            output += piece
+    return output
+
+
 def _confinement(output: str, uid: int) -> set[str]:
     """The probe's lines, without what differs from job to job."""
     lines = set()
     mounts: dict[str, str] = {}
     for line in re.sub(rf"\b{uid}\b", "UID", output).splitlines():  # whole: five digits are in other numbers too
+        # The numbers of one that joins a job go up from start to start.
+        line = re.sub(r"^(status NS[ps]id:\t|cgroup 0::/exec-)\d+$", r"\1N", line)
         kind, _, rest = line.partition(" ")
         if kind == "mountinfo":
             fields = rest.split()
@@ -126,8 +142,8 @@ _FOR_MEMORY = {"mmap", "mremap", "munmap", "brk", "madvise"}
 
 
 @contextmanager
-def _traced_helper(policy: Path, code: Path = ROOT) -> Iterator[TracedHelper]:
-    traced = TracedHelper(policy, code)
+def _traced_helper(policy: Path, code: Path = ROOT, stdio: int = 0, joins: bool = False) -> Iterator[TracedHelper]:
+    traced = TracedHelper(policy, code, stdio, joins)
     try:
         yield traced
     finally:
@@ -155,6 +171,28 @@ def test_s34_a_fault_at_any_system_call_of_a_start_leaves_nothing(
                 index += 1
     # After a call for memory has failed, the allocator makes no more of them: later starts are so many calls shorter.
     assert failed > sum(name not in _FOR_MEMORY for name in calls) * 0.9
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(("stdio", "joins"), [(Stdio.TERMINAL, False), (Stdio.STDIN, True), (Stdio.TERMINAL, True)])
+def test_s34_nor_with_input_a_terminal_or_a_job_to_join(policy: Path, role: str, stdio: Stdio, joins: bool) -> None:
+    """Every call of a start of which these make another fails once."""
+    with _traced_helper(policy, stdio=stdio, joins=joins) as traced:
+        clean = traced.start()
+        assert clean
+        assert any("end" in line for line in clean)
+        calls = traced.tracer.calls[role]
+    index, failed = 0, 0
+    while index < len(calls):
+        with _traced_helper(policy, stdio=stdio, joins=joins) as traced:
+            while index < len(calls) and not traced.tracer.ended():
+                seen = traced.start((role, index, errno.ENOMEM))
+                # Of a job that was killed half way, a mount that another covers may be the last that was told.
+                more = (seen or set()) - clean
+                assert not more or traced.tracer.ended(), (traced.tracer.failed, index, more)
+                failed += bool(traced.tracer.failed)
+                index += 1
+    assert failed > len(calls) // 2
 
 
 def test_s18_a_step_of_the_confinement_that_fails_ends_the_start(policy: Path, code: Path) -> None:
