@@ -80,6 +80,7 @@ class Jobs:
                 raise
             raise Refusal(stage, error.errno or errno.EIO, f"{stage.name.lower()}: {error.strerror}") from None
         job.fds |= fds
+        job.order = job.order._replace(argv=[], env=[])  # a user's, and long: the rest is for commands that join
         self.table[job.handle] = job
         self._events.watch(fds["status"], 0, lambda _: self._read_status(job))
         self._events.watch(fds["pidfd"], select.POLLIN, lambda _: self._reap(job))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.helper_driver import PYTHON, TAG, VIOLATION, Helper, Job, read_line
+from support.process_usage import private_kib
 from support.processes import alive
 from support.wait import wait_until
 
@@ -220,3 +221,14 @@ def test_one_whose_init_cannot_be_told_is_ended_all_the_same(policy: Path, code:
         further = helper.start("sleep", "1000", parent=job.handle)
         assert helper.request(Type.KILL, handle=further.handle).type is Type.DONE
         assert helper.finish(further).facts["killed"] == 1
+
+
+def test_the_helper_keeps_nothing_of_what_a_user_sent(policy: Path) -> None:
+    """Kept for those who join is the rest of a start: its memory is copied at each, and root's holds no secrets."""
+    with Helper(policy) as helper:
+        for _ in range(3):
+            helper.start("sleep", "1000")
+        before = private_kib(helper.process.pid)
+        for _ in range(20):
+            helper.start("sleep", "1000", env=[b"PATH=/bin", b"A=" + b"x" * 100_000])
+        assert private_kib(helper.process.pid) - before < 1000
