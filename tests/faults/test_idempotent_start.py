@@ -199,8 +199,8 @@ def test_r20_the_api_dies_when_the_job_runs_and_its_record_is_not_written(own: S
 
 
 def _waits(pid: int) -> bool:
-    """Whether a process sleeps in poll: it has done all that it was asked for."""
-    return Path(f"/proc/{pid}/syscall").read_text().split()[0] == "7"
+    """Whether a process sleeps in epoll_wait: it has done all that it was asked for."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0] == "232"
 
 
 def test_r20_the_api_dies_before_the_job_runs(own: Server) -> None:
