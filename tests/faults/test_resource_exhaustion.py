@@ -71,7 +71,7 @@ def test_r15_a_kill_takes_no_fd_and_the_end_is_told_once_there_is_one(policy: Pa
     """With a limit below the fds that are open, not even one that is closed makes room."""
     with Helper(policy) as helper:
         job = helper.start("sleep", "1000")
-        limit_fds(helper.process.pid, 5)  # what it polls, which poll(2) counts against the limit
+        limit_fds(helper.process.pid, 5)
         assert helper.request(Type.KILL, handle=job.handle).type is Type.DONE
         wait_until("it is dead", lambda: not helper.host_pids(job))
         assert helper.start_error("true")[:2] == (Stage.CGROUP, errno.EMFILE)
@@ -108,7 +108,7 @@ def test_r15_the_helpers_end_at_its_limit_of_fds_is_clean(policy: Path) -> None:
         ("sendmsg", errno.ENOBUFS, None),
         ("sendmsg", errno.ENOMEM, None),
         ("sendmsg", errno.ETOOMANYREFS, None),
-        ("poll", errno.EINTR, None),
+        ("epoll_wait", errno.EINTR, None),
     ],
     ids=lambda value: value if isinstance(value, str) else str(getattr(value, "name", errno.errorcode.get(value))),
 )
