@@ -104,8 +104,8 @@ def _ask_keeper(control: socket.socket, keeper: int, order: bytes) -> tuple[sock
     assert wire.unpack(link.recv(wire.MAX_MESSAGE)).type is Type.WELCOME
     (pid,) = descendants(keeper)
     assert Path(f"/proc/{pid}/environ").read_bytes() == b""
-    # The helper has its directory, the file of uids and the init's, the keeper a pidfd of the helper.
-    assert len(os.listdir(f"/proc/{pid}/fd")) == len(os.listdir(f"/proc/{keeper}/fd")) + 2
+    # The helper has its directory, the file of uids, the init's and a poll set, the keeper a pidfd of the helper.
+    assert len(os.listdir(f"/proc/{pid}/fd")) == len(os.listdir(f"/proc/{keeper}/fd")) + 3
     return link, pid
 
 
