@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from support.cgroups import our_cgroups
 from support.checkout import ROOT
 from support.process_usage import rss_bytes
 from support.processes import alive, kill, processes_with
@@ -19,25 +18,23 @@ MAX_GROWTH = 64 << 20
 
 
 def test_sigterm_ends_server_helper_jobs_and_cgroups(make_server: Callable[..., Server]) -> None:
-    before = our_cgroups()
     server = make_server()
     server.detach("sleep", "27.18281")
-    pids = [*server.children().values(), *processes_with("27.18281")]
-    assert len(our_cgroups() - before) == 1
+    pids, cgroup = [*server.children().values(), *processes_with("27.18281")], server.cgroup
+    assert cgroup.exists()
     assert server.stop() == 0
     assert not [pid for pid in pids if alive(pid)]
-    assert our_cgroups() <= before
+    assert not cgroup.exists()
 
 
 def test_a_killed_supervisor_takes_all_with_it(make_server: Callable[..., Server]) -> None:
-    before = our_cgroups()
     server = make_server()
     server.detach("sleep", "16.18033")
-    pids = [*server.children().values(), *processes_with("16.18033")]
+    pids, cgroup = [*server.children().values(), *processes_with("16.18033")], server.cgroup
     assert server.process is not None
     server.process.kill()
     wait_until("helper, api and job have ended", lambda: not [pid for pid in pids if alive(pid)])
-    wait_until("the cgroup is gone", lambda: our_cgroups() <= before)
+    wait_until("the cgroup is gone", lambda: not cgroup.exists())
 
 
 def test_jobs_go_on_when_the_api_is_killed_and_no_byte_is_lost(make_server: Callable[..., Server]) -> None:
