@@ -2,9 +2,10 @@
 
 import errno
 import socket
+from typing import Any, NamedTuple
 
-from telehandler.api import tls  # noqa: F401  # sets grpc's environment: must come before grpc
-from telehandler.common import bounds
+from telehandler.api import tls  # sets grpc's environment: must come before grpc
+from telehandler.common import bounds, control
 from telehandler.common.errors import TelehandlerError
 
 import grpc.aio  # isort: skip
@@ -19,6 +20,28 @@ _OPTIONS = (
     *bounds.KEEPALIVE,
     ("grpc.http2.min_ping_interval_without_data_ms", bounds.LEAST_PING_INTERVAL_S * 1000),
 )
+
+
+class Opened(NamedTuple):
+    """What the supervisor has sent to one of its children: what to serve with, a `note` for the log, a channel's fd."""
+
+    spec: dict[str, Any]
+    credentials: grpc.ServerCredentials
+    note: str
+    link_fd: int
+
+
+def open_channel(supervisor: socket.socket) -> Opened | None:
+    """Spec, then word that we are ready, then the channel: see control.py. None when we were ended before."""
+    message = control.receive(supervisor)
+    if message is None:
+        return None
+    spec = message.spec
+    files, copies = tls.Files(*spec["tls_files"]), tls.Files(*spec["tls_copies"])
+    credentials, note = tls.server_credentials(files, copies, spec["strict"])
+    control.send(supervisor, "ready")
+    message = control.receive(supervisor)
+    return Opened(spec, credentials, note, message.fd) if message and message.kind == "link" else None
 
 
 def server(max_connections: int, processes: int) -> grpc.aio.Server:

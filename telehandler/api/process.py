@@ -35,27 +35,15 @@ def main() -> None:
     """Runs until the supervisor says so or is gone. Exit status 125: it could not start, and no other could."""
     try:
         server_child.establish("the api")
-        _run(socket.socket(fileno=0))
+        supervisor = socket.socket(fileno=0)
+        if opened := listening.open_channel(supervisor):
+            asyncio.run(_serve(supervisor, *opened))
     except (HelperUnavailable, OSError, sqlite3.Error) as error:
         print(f"telehandler: the api cannot go on: {error}", file=sys.stderr)
         sys.exit(EXIT_AGAIN)
     except TelehandlerError as error:
         print(f"telehandler: {error}", file=sys.stderr)
         sys.exit(EXIT_OURS)
-
-
-def _run(supervisor: socket.socket) -> None:
-    message = control.receive(supervisor)
-    if message is None:
-        return
-    spec = message.spec
-    files, copies = tls.Files(*spec["tls_files"]), tls.Files(*spec["tls_copies"])
-    credentials, note = tls.server_credentials(files, copies, spec["strict"])
-    control.send(supervisor, "ready")
-    message = control.receive(supervisor)
-    if message is None or message.kind != "link":  # ended before it began
-        return
-    asyncio.run(_serve(supervisor, spec, credentials, note, message.fd))
 
 
 async def _serve(

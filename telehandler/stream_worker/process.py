@@ -7,7 +7,7 @@ import socket
 import sys
 from typing import Any
 
-from telehandler.api import listening, tls  # set grpc's environment: must come before grpc
+from telehandler.api import listening  # sets grpc's environment: must come before grpc
 from telehandler.common import control, server_child, worker_wire
 
 import grpc  # isort: skip
@@ -23,23 +23,12 @@ def main() -> None:
     """Runs until the api says so or is gone. It is started again when it fails."""
     try:
         server_child.establish("a stream worker")
-        _run(socket.socket(fileno=0))
+        supervisor = socket.socket(fileno=0)
+        if opened := listening.open_channel(supervisor):
+            asyncio.run(_serve(supervisor, opened.credentials, opened.link_fd))
     except (TelehandlerError, OSError, ValueError) as error:
         print(f"telehandler: a stream worker cannot go on: {error}", file=sys.stderr)
         sys.exit(EXIT_AGAIN)
-
-
-def _run(supervisor: socket.socket) -> None:
-    message = control.receive(supervisor)
-    if message is None:
-        return
-    spec = message.spec
-    credentials, _ = tls.server_credentials(tls.Files(*spec["tls_files"]), tls.Files(*spec["tls_copies"]))
-    control.send(supervisor, "ready")
-    message = control.receive(supervisor)
-    if message is None or message.kind != "link":
-        return
-    asyncio.run(_serve(supervisor, credentials, message.fd))
 
 
 async def _serve(supervisor: socket.socket, credentials: grpc.ServerCredentials, link_fd: int) -> None:

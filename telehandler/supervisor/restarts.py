@@ -3,12 +3,10 @@
 One loop over signals, ends of processes, messages of the api, and times at which something is due.
 """
 
-import contextlib
 import math
 import os
 import select
 import signal
-import sys
 import time
 from collections import deque
 from typing import Any
@@ -17,6 +15,7 @@ from telehandler.common import capacity
 from telehandler.common.errors import EXIT_OURS, HelperNotNow, HelperUnavailable, TelehandlerError
 from telehandler.supervisor.api_process import Api, Files
 from telehandler.supervisor.helper_process import Helpers
+from telehandler.supervisor.log_line import say
 from telehandler.supervisor.stream_workers import StreamWorkers
 
 KILL_S = 10.0  # for the api to kill every job and tell its watchers
@@ -98,7 +97,7 @@ class Supervisor:
                 api.kill()
         if self._ending_due <= now:
             if not self._killing:
-                _say("the time for draining is over: the jobs that still run are killed")
+                say("the time for draining is over: the jobs that still run are killed")
             self._kill()
         if self._helper_due <= now:
             self._start_helper()
@@ -151,7 +150,7 @@ class Supervisor:
         else:
             self._draining, self._drained_since, self._drain_order = True, now, number
             self._ending_due = time.monotonic() + self._drain_s
-            _say(f"draining: no new jobs, and at most {self._drain_s:g} s for those that run")
+            say(f"draining: no new jobs, and at most {self._drain_s:g} s for those that run")
             if self._api and self._api.ready:
                 self._api.tell("drain")
 
@@ -171,7 +170,7 @@ class Supervisor:
         status = api.wait()
         if api is self._next:
             self._next = None
-            return _say("the new api cannot start, for the reason above: the one before goes on")
+            return say("the new api cannot start, for the reason above: the one before goes on")
         self._api = None
         self._workers.end()  # they are that api's, and the place to listen must be free for the next
         if self._killing or (self._draining and status == 0 and not api.handing_over):
@@ -181,7 +180,7 @@ class Supervisor:
         elif status == EXIT_OURS:
             self._status = EXIT_OURS  # it has said why
         elif status > 0 and not (api.ready or self._was_ready):
-            _say(
+            say(
                 f"the api did not start (status {status}), for the reason above: the server's user must be able to "
                 "run this Python with all of its modules; install telehandler where that user can read it"
             )
@@ -189,18 +188,18 @@ class Supervisor:
         else:
             self._api_due = time.monotonic() + self._api_restarts.pause_s(not api.serving)
             if self._api_restarts.failures < MAX_API_FAILURES:
-                return _say(f"the api died (status {status}); starting it again")
-            _say(f"{MAX_API_FAILURES} apis died before they served, in {WINDOW_S:.0f} s: giving up")
+                return say(f"the api died (status {status}); starting it again")
+            say(f"{MAX_API_FAILURES} apis died before they served, in {WINDOW_S:.0f} s: giving up")
             self._status = EXIT_OURS
 
     def _on_helper_end(self) -> None:
         self._link_lives = False
-        _say("the root helper has died, and its jobs with it")
+        say("the root helper has died, and its jobs with it")
         if self._draining or self._killing:
             return
         self._helper_due = time.monotonic() + self._helper_restarts.pause_s()
         if self._helper_restarts.failures >= MAX_HELPER_DEATHS:
-            _say(f"the root helper died {MAX_HELPER_DEATHS} times in {WINDOW_S:.0f} s: giving up")
+            say(f"the root helper died {MAX_HELPER_DEATHS} times in {WINDOW_S:.0f} s: giving up")
             self._status = EXIT_HELPER
 
     # Actions
@@ -221,8 +220,8 @@ class Supervisor:
             passes = error.errno in capacity.ERRORS
             self._api_due = time.monotonic() + self._api_restarts.pause_s(not passes)
             if passes or (self._was_ready and self._api_restarts.failures < MAX_API_FAILURES):
-                return _say(f"the api cannot be started now: {error}")
-            _say(
+                return say(f"the api cannot be started now: {error}")
+            say(
                 f"the api cannot be started: {error}: the server's user must be able to execute this Python and to "
                 "enter its directories; install telehandler where that user can read it, or name another --user"
             )
@@ -233,26 +232,26 @@ class Supervisor:
         try:
             self._helpers.start()
         except (OSError, HelperNotNow) as error:
-            _say(f"the root helper cannot be started now, and is tried again: {error}")
+            say(f"the root helper cannot be started now, and is tried again: {error}")
             self._helper_due = time.monotonic() + self._helper_restarts.pause_s(False)
             return
         except HelperUnavailable as error:
-            _say(str(error))
+            say(str(error))
             self._status = EXIT_HELPER
             return
         self._link_lives = True
-        _say("a new root helper runs")
+        say("a new root helper runs")
         if self._api and self._api.ready:
             self._give_link(self._api)
 
     def _upgrade(self) -> None:
         """A new api, from the code and the certificates there are now; the one before goes on until it is ready."""
         if self._draining or self._killing or self._next:
-            return _say("SIGHUP: the server is ending, or another upgrade is under way")
+            return say("SIGHUP: the server is ending, or another upgrade is under way")
         files = self._files
         try:
             if self._paths and not all(os.access(name, os.R_OK) for name in self._names):
-                _say("SIGHUP: without root the certificate and its key cannot be read anew: the copies before stay")
+                say("SIGHUP: without root the certificate and its key cannot be read anew: the copies before stay")
             else:
                 files = Files(*self._names)
             if self._api:
@@ -260,7 +259,7 @@ class Supervisor:
             else:
                 self._files, self._api_due = files, time.monotonic()
         except (TelehandlerError, OSError) as error:
-            _say(f"SIGHUP: {error}; the api before goes on, with the certificate before")
+            say(f"SIGHUP: {error}; the api before goes on, with the certificate before")
 
     def _take_place(self, api: Api) -> None:
         self._api, self._next, self._files = api, None, api.files
@@ -275,11 +274,6 @@ class Supervisor:
         self._killing = True
         self._ending_due = time.monotonic() + KILL_S
         self._api.tell("end")
-
-
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads any more, as after a terminal was closed
-        print(f"telehandler: {text}", file=sys.stderr, flush=True)
 
 
 def _catch_signals() -> int:

@@ -3,13 +3,12 @@
 import math
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import Any, Protocol
 
 from telehandler.supervisor.api_process import Api, Child
+from telehandler.supervisor.log_line import say
 
 _MOST = 8
 
@@ -39,7 +38,7 @@ class StreamWorkers:
 
     def __init__(self, spec: dict[str, Any], paths: list[int], restarts: Pauses) -> None:
         self._count = spec["stream_workers"] - 1
-        self._spec = {"tls_files": spec["tls_files"]}
+        self._spec = {"tls_files": spec["tls_files"], "strict": False}
         self._paths, self._restarts = paths, restarts
         self._api: Api | None = None
         self._workers: list[StreamWorker] = []
@@ -90,7 +89,7 @@ class StreamWorkers:
             while len(self._workers) < self._count:
                 self._workers.append(StreamWorker(self._spec, api.files, self._paths))
         except OSError as error:  # such as no process to be had: those that are there serve on
-            _say(f"a stream worker cannot be started now, and is tried again: {error}")
+            say(f"a stream worker cannot be started now, and is tried again: {error}")
             self._start_due = time.monotonic() + self._restarts.pause_s(False)
 
     def _on_message(self, worker: StreamWorker) -> None:
@@ -106,9 +105,4 @@ class StreamWorkers:
         status = worker.wait()
         if status and self._api:  # 0: its api has ended, or ends
             self._start_due = time.monotonic() + self._restarts.pause_s()
-            _say(f"a stream worker died (status {status}); starting it again")
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):  # nobody reads any more
-        print(f"telehandler: {text}", file=sys.stderr, flush=True)
+            say(f"a stream worker died (status {status}); starting it again")
