@@ -6,12 +6,9 @@ and `common`.
 """
 
 import asyncio
-import fcntl
 import os
 import signal
 import socket
-import struct
-import termios
 import uuid as uuids
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
@@ -25,6 +22,7 @@ from telehandler.common.states import Reason
 from telehandler.jobs.helper_link import HelperLink, LiveJob
 from telehandler.jobs.helper_requests import Starter, explained, kill
 from telehandler.jobs.request import Request as Request  # what `run` and `check` take
+from telehandler.output import terminal
 from telehandler.output.feed import Feed
 from telehandler.output.pump import REST_S, Pump
 from telehandler.output.relay import Relay
@@ -228,7 +226,7 @@ class _Run:
 
     def _resize(self, fd: int) -> None:
         with suppress(OSError):  # the job has ended
-            fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("4H", *self._sinks.size(), 0, 0))
+            terminal.resize(fd, *self._sinks.size())
 
     async def _end_input(self) -> None:
         with suppress(HelperRefused, HelperUnavailable):  # it has just ended, and the helper perhaps with it

@@ -17,7 +17,7 @@ TOKEN_LETTERS = len(base64.urlsafe_b64encode(bytes(_TOKEN.size)))
 
 
 class Query(NamedTuple):
-    """`owner` None: everybody. No `states`: all. An empty `prefix` of UUIDs: all. `exec_in`: see Records.page."""
+    """`owner` None: everybody. No `states`: all. An empty `prefix` of UUIDs: all."""
 
     owner: str | None
     states: frozenset[State]

@@ -108,9 +108,9 @@ def status(job: Job) -> pb.JobStatus:
         restart_policy=pb.RESTART_POLICY_NO if record.max_restarts is None else pb.RESTART_POLICY_ON_FAILURE,
         max_restarts=record.max_restarts or 0,
         stop_signal=record.stop_signal,
-        restart_of=f"users/{record.owner}/jobs/{record.restart_of}" if record.restart_of else "",
+        restart_of=name_of(record.owner, record.restart_of) if record.restart_of else "",
         restarts=record.restarts,
-        next_run=f"users/{record.owner}/jobs/{record.next_run}" if record.next_run else "",
+        next_run=name_of(record.owner, record.next_run) if record.next_run else "",
         stdin="stdin" in record.extra,
         terminal="terminal" in record.extra,
     )

@@ -17,7 +17,7 @@ from telehandler.api.shares import Shares
 from telehandler.api.validation import Refusal
 from telehandler.common import bounds
 from telehandler.jobs.job import Job
-from telehandler.jobs.stdin import WRITER_BYTES, Stdin, TakenOver, Turn
+from telehandler.jobs.stdin import Stdin, TakenOver, Turn
 from telehandler.pb import telehandler_pb2 as pb
 
 _INVALID, _PRECONDITION = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION
@@ -26,8 +26,9 @@ _ENDED = "the job has ended"
 
 async def serve(job: Job, first: pb.WriteStdinRequest, caller: Caller, context: Context, shares: Shares) -> None:
     """A whole call, whose first request names the job."""
-    if len(first.writer) != WRITER_BYTES or first.data or first.end or first.offset or first.HasField("size"):
-        text = f"the first request has a writer of {WRITER_BYTES} bytes and nothing of the input"
+    length = bounds.STDIN_WRITER_BYTES
+    if len(first.writer) != length or first.data or first.end or first.offset or first.HasField("size"):
+        text = f"the first request has a writer of {length} bytes and nothing of the input"
         raise Refusal(_INVALID, text)
     if not job.takes_input:
         raise Refusal(_PRECONDITION, "the job takes no input: it was started without stdin (-i) and terminal (-t)")

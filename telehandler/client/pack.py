@@ -18,7 +18,7 @@ class Packer:
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
         self._seen: dict[tuple[int, int], bytes] = {}
-        self.left_out = self.count = 0
+        self.left_out = 0
 
     def pack(self, source: bytes, name: bytes) -> Iterator[bytes]:
         """`source` under the `name`; with `.`, what is in the directory `source`, without itself."""
@@ -79,5 +79,4 @@ class Packer:
         info.type, info.mode, info.mtime = kind, status.st_mode & 0o777, int(status.st_mtime)
         info.size = status.st_size if kind == tarfile.REGTYPE else 0
         info.linkname = link.decode("utf-8", "surrogateescape")
-        self.count += 1
         return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")

@@ -14,7 +14,6 @@ from telehandler.common.errors import ServerUnavailable, TelehandlerError
 from telehandler.pb import telehandler_pb2 as pb
 
 WINDOW_BYTES = 4 << 20  # that are kept, and under way, at most
-_WRITER_BYTES = 16
 _JOINED_BYTES = 1 << 14  # pieces that wait are sent as one, up to so much
 _ENDED = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND)  # who watches the job is told how
 
@@ -32,7 +31,7 @@ class Stdin:
     ) -> None:
         """`goes_on`: bytes of which nobody knows are a note, as to somebody who types; else they are an error."""
         self._name, self._method, self._error_of, self._note, self._goes_on = name, method, error_of, note, goes_on
-        self._writer = os.urandom(_WRITER_BYTES)
+        self._writer = os.urandom(bounds.STDIN_WRITER_BYTES)
         self._changed = threading.Condition()
         self._pieces: deque[bytes] = deque()  # that the server has not taken, each one request
         self._kept = 0  # their bytes

@@ -16,6 +16,7 @@ _BLOCK = 512
 _MAX_HEADER_BYTES = 1 << 20  # of a long name, or of a pax header
 _MAX_DEPTH = 200  # each directory on the way is held open
 _MODE = 0o755  # what is kept of a mode: no setuid, and nobody else may write
+_ENTER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE, _LINK, _SYMLINK, _DIRECTORY = b"0", b"1", b"2", b"5"
 _SPECIAL = {b"3": "a device", b"4": "a device", b"6": "a named pipe"}
 
@@ -223,7 +224,7 @@ class Unpacker:
             with suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=at)
                 made = True
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            fd = os.open(name, _ENTER, dir_fd=at)
             self._names.append(name)
             self._open.append((fd, Member(name, _DIRECTORY, _MODE, 0, -1, b"") if made else None))
         if member and self._open:
@@ -263,7 +264,7 @@ class Unpacker:
         fd = os.dup(self._root_fd)
         try:
             for name in target[:-1]:
-                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+                inner = os.open(name, _ENTER, dir_fd=fd)
                 os.close(fd)
                 fd = inner
             if not target or not stat.S_ISREG(os.stat(target[-1], dir_fd=fd, follow_symlinks=False).st_mode):

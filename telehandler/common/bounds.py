@@ -13,6 +13,7 @@ MAX_CONNECTIONS = 1000  # with those in their handshake; one over is closed at o
 MAX_STREAMS = 1024  # of one connection
 MAX_TAIL_LINES = 1_000_000
 MAX_STDIN_BYTES = 256 * 1024  # of a job's input, in one message
+STDIN_WRITER_BYTES = 16  # of the id by which a writer of input is known
 RECEIVE_TIMEOUT_S = 10  # from a call's headers to the end of its request
 HANDLING_TIMEOUT_S = 60  # from then to its answer; a stop has its grace besides, a wait for an end no bound
 

@@ -28,11 +28,7 @@ class Starter:
         """What the helper is asked for. `parent`: the handle of the job in which the command is to run."""
         env = [name + b"=" + value for name, value in (DEFAULT_ENV | request.env).items()]
         place = request.profile, request.cwd or self._cwd
-        stdio = Stdio.MERGE_STDERR if request.merge_stderr else Stdio(0)
-        stdio |= Stdio.STDIN if request.stdin else stdio
-        if request.terminal:
-            stdio = Stdio.TERMINAL
-        return JobSpec(uuid.bytes, *place, request.argv, env, request.limits, stdio, parent)
+        return JobSpec(uuid.bytes, *place, request.argv, env, request.limits, _stdio(request), parent)
 
     async def start(
         self,
@@ -80,6 +76,13 @@ class Starter:
                 return [name for name in limits.of_controllers(link.missing_controllers) if request.limits.get(name)]
             self._unenforced = {key: found}
         return [name for name in self._unenforced[key] if request.limits.get(name)]
+
+
+def _stdio(request: Request) -> Stdio:
+    if request.terminal:
+        return Stdio.TERMINAL
+    pipes = Stdio.STDIN if request.stdin else Stdio(0)
+    return pipes | Stdio.MERGE_STDERR if request.merge_stderr else pipes
 
 
 def explained(refused: HelperRefused, request: Request) -> HelperRefused:

@@ -19,7 +19,7 @@ from telehandler.common.states import Reason, State
 from telehandler.common.turns import Threads
 from telehandler.jobs.helper_link import HelperLink, LiveJob
 from telehandler.jobs.helper_requests import kill, release
-from telehandler.jobs.job import STOP_BY, Job
+from telehandler.jobs.job import STOP_BY, Job, ended_job
 from telehandler.jobs.records import Record, Records
 from telehandler.jobs.retention import Retention
 from telehandler.jobs.stdin import Stdin
@@ -67,6 +67,10 @@ class Lifecycle:
         on_stuck = partial(self._on_blocked, job)
         pump = job.pump = Pump(log, live.stdout_fd, live.stderr_fd, on_stuck, REST_S)
         self.spawn(self._follow(job, log, pump, link))
+
+    def job_of(self, record: Record) -> Job:
+        """The job of a record, running or ended."""
+        return self.running.get(record.uuid) or ended_job(record)
 
     def commands_in(self, job: Job) -> list[Job]:
         """Those that run in a job."""

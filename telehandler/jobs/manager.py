@@ -10,7 +10,7 @@ from telehandler.jobs.helper_link import HelperLink
 from telehandler.jobs.helper_requests import Starter
 from telehandler.jobs.job import Job, ended_job
 from telehandler.jobs.lifecycle import Lifecycle
-from telehandler.jobs.records import Keep, Record, Records
+from telehandler.jobs.records import Keep, Records
 from telehandler.jobs.request import Request
 from telehandler.jobs.restarts import Restarts
 from telehandler.jobs.retention import Retention
@@ -106,15 +106,12 @@ class Jobs:
     ) -> tuple[list[Job], bool]:
         """One page, the newest first, and whether there are more: see Records.page."""
         records, more = self._records.page(owner, states, after, count, prefix, marks)
-        return [self._job(record) for record in records], more
+        return [self._lifecycle.job_of(record) for record in records], more
 
     def named(self, owner: str, name: str) -> Job | None:
         """The job of its owner with this given name; of several runs the newest."""
         record = self._records.named(owner, name)
-        return self._job(record) if record else None
-
-    def _job(self, record: Record) -> Job:
-        return self._lifecycle.running.get(record.uuid) or ended_job(record)
+        return self._lifecycle.job_of(record) if record else None
 
     async def stop(self, job: Job, number: int, grace_s: float) -> None:
         """`number`, a grace, then SIGKILL to the whole tree; returns once the job, or its newest run, has ended."""

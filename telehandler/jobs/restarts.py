@@ -11,7 +11,7 @@ from helper.wire import Stage
 from telehandler.common.errors import Exhausted, HelperRefused, HelperUnavailable, TelehandlerError
 from telehandler.common.states import State
 from telehandler.jobs import request as requests
-from telehandler.jobs.job import Job, ended_job
+from telehandler.jobs.job import Job
 from telehandler.jobs.lifecycle import Lifecycle
 from telehandler.jobs.records import Record, Records
 from telehandler.jobs.request import Request
@@ -64,8 +64,7 @@ class Restarts:
             if record is None:  # never ran, or removed
                 self._records.delete_restart(first)
                 continue
-            job = self._lifecycle.running.get(newest) or ended_job(record)
-            self._follow_runs(_Runs(first, requests.load(text), job))
+            self._follow_runs(_Runs(first, requests.load(text), self._lifecycle.job_of(record)))
 
     def waiting(self, owner: str) -> int:
         """How many jobs of a user wait for their restart: to their share they count as jobs that run."""

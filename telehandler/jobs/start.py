@@ -24,7 +24,7 @@ from telehandler.common.errors import (
 from telehandler.common.turns import Turns
 from telehandler.jobs.helper_link import HelperLink, LiveJob, Unreceived
 from telehandler.jobs.helper_requests import Starter, explained, kill, release
-from telehandler.jobs.job import Job, ended_job
+from telehandler.jobs.job import Job
 from telehandler.jobs.lifecycle import Lifecycle, new_log
 from telehandler.jobs.records import Record, Records
 from telehandler.jobs.request import Request
@@ -78,7 +78,7 @@ class Starts:
         if task := self._of_requests.get(key):
             return _of_same_request(await asyncio.shield(task), request)
         if request.request_id and (record := self._records.of_request(*key)):
-            return _of_same_request(self._lifecycle.running.get(record.uuid) or ended_job(record), request)
+            return _of_same_request(self._lifecycle.job_of(record), request)
         if self._closed:
             raise ServerEnding("the server is ending, and starts no more jobs: try again when it is back")
         return None

@@ -8,19 +8,19 @@ next one counts them as taken, and says so: `unknown`.
 
 import asyncio
 import errno
-import fcntl
 import os
 import struct
-import termios
 from contextlib import suppress
 from pathlib import Path
 
+from telehandler.common import bounds
 from telehandler.common.errors import HelperRefused
 from telehandler.jobs.helper_link import HelperLink
+from telehandler.output import terminal
 from telehandler.output.pump import enlarge
 
-WRITER_BYTES = 16
-_STATE = struct.Struct(f"<QQ?{WRITER_BYTES}s")  # offset, bytes that are being written behind it, ended, writer
+# Offset, bytes that are being written behind it, ended, writer.
+_STATE = struct.Struct(f"<QQ?{bounds.STDIN_WRITER_BYTES}s")
 _LARGE_BYTES = 1 << 16  # pieces for which a larger pipe pays
 _AT_ONCE = 1 << 18  # bytes of one write
 
@@ -99,7 +99,7 @@ class Stdin:
     def resize(self, rows: int, columns: int) -> None:
         """Of a terminal."""
         if self._fd >= 0:
-            fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+            terminal.resize(self._fd, rows, columns)
 
     def close(self) -> None:
         """The job has ended."""

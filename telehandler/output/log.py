@@ -13,7 +13,6 @@ the spool gets a hole, offsets stay, and what lies before `floor` is gone. Where
 """
 
 import asyncio
-import ctypes
 import errno
 import os
 import struct
@@ -25,7 +24,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from telehandler.output import message_bytes, terminal
+from telehandler.output import file_space, message_bytes, terminal
 from telehandler.output.compressed_chunks import CompressedChunks
 
 CHUNK_BYTES = 256 * 1024  # the most that a segment holds, and what is read back at once
@@ -36,8 +35,6 @@ _RECORDS_AT_ONCE = 512
 _NEAR_PIPES = 4
 _RUN_SEGMENTS = 4096  # of one chunk: who reads single bytes takes no more than a few milliseconds at once
 _BLOCK_BYTES = 4096  # holes begin and end at these
-_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
-_libc = ctypes.CDLL(None, use_errno=True)
 _serials = count()
 
 
@@ -168,9 +165,7 @@ class JobLog:
         floor = blocks * _BLOCK_BYTES
         if not self.drops or floor <= self.floor:
             return False
-        flags = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE  # fallocate(2)
-        if _libc.fallocate(self._spool_fd, flags, ctypes.c_long(self.floor), ctypes.c_long(floor - self.floor)):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        file_space.punch(self._spool_fd, self.floor, floor - self.floor)
         self.floor = floor
         return True
 
