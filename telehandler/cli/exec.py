@@ -1,6 +1,5 @@
 """`telehandler client exec`: run a further command in a job that runs."""
 
-import os
 from typing import Any
 
 import click
@@ -34,10 +33,7 @@ def command(context: click.Context, /, detach: bool, job: str, command: tuple[st
 
     message = pb.StartJobRequest(
         exec_in_job=job_names.find(job, settings, client),
-        argv=[os.fsencode(argument) for argument in command],
-        env={parse.utf8(name, "the name of a variable"): value for name, value in variables.items()},
-        working_directory=parse.utf8(os.fsencode(given["workdir"] or ""), "--workdir"),
-        merge_stderr=given["merge_stderr"],
+        **run.command_fields(command, variables, given),
         **given_input.fields(),
     )
     context.exit(run.start(client, message, given_input, detach))

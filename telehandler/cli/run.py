@@ -51,12 +51,9 @@ def command(
     from telehandler.pb import telehandler_pb2 as pb
 
     message = pb.StartJobRequest(
-        argv=[os.fsencode(argument) for argument in given["command"]],
-        env={parse.utf8(name, "the name of a variable"): value for name, value in variables.items()},
-        working_directory=parse.utf8(os.fsencode(given["workdir"] or ""), "--workdir"),
+        **command_fields(given["command"], variables, given),
         limits=pb.Limits(**limits),
         profile=parse.utf8(os.fsencode(given["profile"]), "--profile"),
-        merge_stderr=given["merge_stderr"],
         log_max_bytes=parse.size(log_max_size, "--log-max-size") if log_max_size else 0,
         log_policy=f"LOG_POLICY_{log_policy.upper().replace('-', '_')}" if log_policy else None,
         **life,
@@ -66,6 +63,16 @@ def command(
         terminal.show_check(given["command"], client.check(message))
         return
     context.exit(start(client, message, given_input, detach, lambda name: jidfile.write(settings["jidfile"], name)))
+
+
+def command_fields(command: tuple[str, ...], variables: dict[bytes, bytes], given: dict[str, Any]) -> dict[str, Any]:
+    """Of a StartJobRequest: what options.variables and the words behind them say. Raises TelehandlerError."""
+    return {
+        "argv": [os.fsencode(argument) for argument in command],
+        "env": {parse.utf8(name, "the name of a variable"): value for name, value in variables.items()},
+        "working_directory": parse.utf8(os.fsencode(given["workdir"] or ""), "--workdir"),
+        "merge_stderr": given["merge_stderr"],
+    }
 
 
 @dataclass(frozen=True)
