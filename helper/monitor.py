@@ -21,8 +21,8 @@ from helper.policy import CONTROLLERS, Policy, Refusal, limits_of
 from helper.uids import Uids
 from helper.wire import Stage, Stdio, Type, WireError
 
-# The pace of deadlines, and of a cgroup removal that met EBUSY. With the NUL: limits.h.
-_TICK_MS, _PATH_MAX = 250, 4096
+_TICK_MS = 250  # the pace of deadlines, and of a cgroup removal that met EBUSY
+_PATH_MAX = 4096  # with the NUL: limits.h
 
 
 class State(Enum):

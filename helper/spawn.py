@@ -35,6 +35,10 @@ class Order(NamedTuple):
     stdio: Stdio
     parent_pidfd: int = -1  # of the init whose namespaces are joined, instead of new ones
 
+    def namespaces(self) -> int:
+        """Those that a job has of its own, as flags of clone3 and setns."""
+        return _NAMESPACES | (0 if self.profile.network == "host" else syscalls.CLONE_NEWNET)
+
 
 def open_init() -> dict[str, int]:
     """An fd of contrib/telehandler-init.c's program; none where it was not built: then init.py is what a job has.
@@ -68,10 +72,7 @@ def spawn(order: Order, cgroup_fd: int, init_fd: dict[str, int]) -> tuple[int, d
         if order.stdio & Stdio.TERMINAL:
             pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             ours["terminal"], childs["terminal"] = (end.detach() for end in pair)
-        namespaces = 0
-        if order.parent_pidfd < 0:
-            namespaces = _NAMESPACES | (0 if order.profile.network == "host" else syscalls.CLONE_NEWNET)
-        pid, ours["pidfd"] = syscalls.clone3(namespaces, cgroup_fd)
+        pid, ours["pidfd"] = syscalls.clone3(order.namespaces() if order.parent_pidfd < 0 else 0, cgroup_fd)
         if pid == 0:
             _child(order, childs | init_fd)
         return pid, ours
@@ -106,8 +107,9 @@ def _child(order: Order, fds: dict[str, int]) -> NoReturn:
             fds["parent"] = order.parent_pidfd
         fds = _arrange_fds(fds)
         report_fd = init.STATUS_FD
-        own_status = _join(order, fds) if "parent" in fds else None
-        if own_status is None:
+        if "parent" in fds:
+            own_status = _join(order, fds)
+        else:
             syscalls.unshare(syscalls.CLONE_NEWCGROUP)  # only now is the job's cgroup its root
             stage = Stage.MOUNT
             view.change_root(order.profile, order.limits, order.uid)
@@ -149,6 +151,5 @@ def _join(order: Order, fds: dict[str, int]) -> int:
     What the main process is forked from is outside of the pid namespace, so that only who is confined is inside.
     """
     own_status = confine.set_proc_attributes(order.uid)  # there is no /proc/self for us in there
-    network = 0 if order.profile.network == "host" else syscalls.CLONE_NEWNET
-    syscalls.setns(fds["parent"], _NAMESPACES | syscalls.CLONE_NEWCGROUP | network)
+    syscalls.setns(fds["parent"], order.namespaces() | syscalls.CLONE_NEWCGROUP)
     return own_status
