@@ -6,7 +6,6 @@ import random
 import signal
 import sqlite3
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from support.checkout import ROOT
-from support.library_client import client_of
+from support.library_client import Watcher, client_of
 from support.processes import alive
 from support.servers import Server, free_address
 from support.state_fixtures import chown_to_server
 from support.wait import wait_until
 
-from telehandler.client.connection import Client, End
+from telehandler.client.connection import Client
 from telehandler.output.log import Stream
 from telehandler.pb import telehandler_pb2 as pb
 
@@ -54,32 +53,8 @@ def expected(number: int) -> Expected:
     return Expected(*(one.hexdigest() for one in hashes))
 
 
-class Watcher(threading.Thread):
-    """The client's own code, as `client watch` runs it."""
-
-    def __init__(self, server: Server, name: str) -> None:
-        super().__init__(daemon=True)
-        self._client = client_of(server)
-        self._name = name
-        self._hashes = {stream: hashlib.sha256() for stream in Stream}
-        self.ends: list[End] = []
-        self.bytes = 0
-        self.error = ""
-        self.start()
-
-    def run(self) -> None:
-        try:
-            request = pb.WatchJobOutputRequest(name=self._name)
-            for output in self._client.watch(request, True, self.ends, lambda text: None):
-                assert not output.gap_bytes
-                self._hashes[Stream(output.stream)].update(output.data)
-                self.bytes += len(output.data)
-        except Exception as error:
-            self.error = repr(error)
-        self._client.close()
-
-    def seen(self) -> Expected:
-        return Expected(self._hashes[Stream.STDOUT].hexdigest(), self._hashes[Stream.STDERR].hexdigest())
+def seen(watcher: Watcher) -> Expected:
+    return Expected(*(watcher.hashes[stream].hexdigest() for stream in (Stream.STDOUT, Stream.STDERR)))
 
 
 def start(client: Client, number: int) -> str:
@@ -114,7 +89,7 @@ def test_r1_fifty_jobs_write_while_the_api_is_killed_again_and_again(
         time.sleep(0.01)
     assert kills == KILLS  # all of them while jobs wrote: these pace themselves
     for number, watcher in enumerate(watchers):
-        assert (watcher.error, watcher.seen()) == ("", expected(number)), number
+        assert (watcher.error, seen(watcher)) == ("", expected(number)), number
         assert [(one.exit_code, one.signal) for one in watcher.ends] == [(number, 0)]
     for number, process in zip(range(JOBS - BY_COMMAND, JOBS), commands, strict=True):
         assert process.returncode == number, (tmp_path / f"{number}.err").read_bytes()[-300:]

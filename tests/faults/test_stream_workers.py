@@ -4,17 +4,16 @@ import hashlib
 import os
 import signal
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.library_client import client_of, signal_job
+from support.library_client import Watcher, client_of, signal_job
 from support.processes import alive
 from support.servers import Server, free_address
 from support.stream_workers import process_of_new, serving
 from support.wait import wait_until
 
-from telehandler.client.connection import Client, End
+from telehandler.client.connection import End
 from telehandler.output.log import Stream
 from telehandler.pb import telehandler_pb2 as pb
 
@@ -40,35 +39,10 @@ sys.exit(7)
 """
 
 
-class Watcher(threading.Thread):
-    """The client's own code, connected once it is made; `notes` is what it would have said."""
-
-    def __init__(self, server: Server, name: str, offset: int = 0) -> None:
-        super().__init__(daemon=True)
-        self._client: Client = client_of(server)
-        self._request = pb.WatchJobOutputRequest(name=name, offset=offset)
-        self.hashes = {stream: hashlib.sha256() for stream in Stream}
-        self.notes: list[str] = []
-        self.ends: list[End] = []
-        self.bytes = 0
-        self.error = ""
-        self.start()
-
-    def run(self) -> None:
-        try:
-            for output in self._client.watch(self._request, True, self.ends, self.notes.append):
-                assert not output.gap_bytes
-                assert output.offset == self.bytes
-                self.hashes[Stream(output.stream)].update(output.data)
-                self.bytes += len(output.data)
-        except Exception as error:
-            self.error = repr(error)
-        self._client.close()
-
-    def saw_all(self, status: pb.JobStatus) -> bool:
-        """Whether what came is, byte for byte, what the server's digests are of."""
-        found = [self.hashes[stream].digest() for stream in Stream]
-        return not self.error and found == [status.stdout_sha256, status.stderr_sha256]
+def _saw_all(watcher: Watcher, status: pb.JobStatus) -> bool:
+    """Whether what came is, byte for byte, what the server's digests are of."""
+    found = [watcher.hashes[stream].digest() for stream in Stream]
+    return not watcher.error and found == [status.stdout_sha256, status.stderr_sha256]
 
 
 @pytest.fixture
@@ -102,7 +76,7 @@ def _all_see_all(server: Server, name: str, watchers: list[Watcher]) -> None:
     client = client_of(server)
     status = client.status(name)
     client.close()
-    assert [watcher.saw_all(status) for watcher in watchers] == [True] * len(watchers)
+    assert [_saw_all(watcher, status) for watcher in watchers] == [True] * len(watchers)
     assert {(len(watcher.ends), watcher.ends[0].exit_code) for watcher in watchers} == {(1, 7)}
 
 
@@ -122,7 +96,7 @@ def test_r29_watchers_of_every_process_get_every_byte(server: Server) -> None:
     while ended != set(pids):
         process, watcher = process_of_new(server, pids, lambda: Watcher(server, name))
         watcher.join(60)
-        assert watcher.saw_all(status)
+        assert _saw_all(watcher, status)
         ended.add(process)
     assert server.log_text().count("Traceback") == server.log_text().count("died") == 0
 
